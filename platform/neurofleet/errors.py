@@ -1,0 +1,83 @@
+"""Every exception that Neurofleet raises on purpose.
+
+    NeurofleetError                 exit code 1
+    ├── UserError                   exit code 2: the caller can mend it; the message says how
+    │   ├── ConfigError             unknown name or key, missing value, forbidden `_target_`, impossible size
+    │   ├── DataError               dataset missing, a column lacking, NaN, a label outside the spec
+    │   ├── MismatchError           a family was given a dataset that it does not accept
+    │   ├── ResourceError           more workers, CPUs or GPUs asked for than there are; a port that is taken
+    │   └── UnreachableError        a server (MLflow, Ray) does not answer at its address
+    └── RunError                    exit code 1: the run itself went wrong
+        ├── DivergedError           the loss became NaN or infinite
+        ├── CheckpointError         no checkpoint passes its hash
+        └── WorkerError             a training worker died or raised
+
+A message reads: requirement, what was got, remedy.  All of them pickle, since Ray carries them between processes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NeurofleetError(Exception):
+    """Base class; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class UserError(NeurofleetError):
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    pass
+
+
+class DataError(UserError):
+    pass
+
+
+class MismatchError(UserError):
+    pass
+
+
+class ResourceError(UserError):
+    pass
+
+
+class UnreachableError(UserError):
+    pass
+
+
+class RunError(NeurofleetError):
+    pass
+
+
+class DivergedError(RunError):
+    """The loss stopped being finite at optimizer step `step`."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message, step)
+        self.step = step
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class CheckpointError(RunError):
+    pass
+
+
+class WorkerError(RunError):
+    pass
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """A hint that ends an error about an unknown name: the closest known names, or all of them if none is close."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
+    if close:
+        return f"did you mean {', '.join(close)}?"
+    return f"known: {', '.join(names)}" if names else "there are none yet"
