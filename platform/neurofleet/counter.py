@@ -1,0 +1,97 @@
+"""Randomness as a function: numbers that depend on (seed, step, site, row) and on nothing else.
+
+A counter-based generator in the sense of Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3": every
+draw hashes its own coordinates, so nothing random is ever saved, and a result does not depend on how many workers
+share a batch, on the stack that a trial sits in, or on where a run was cut.  The hash is `lowbias32` of Chris
+Wellons' hash-prospector (two multiplications; 32-bit, since 64-bit products cost five times as much on a CPU).
+
+Keys are Python ints, or int32 tensors where every trial of a stack has a seed of its own (`torch.func.vmap`); both give
+the same numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from math import prod
+
+import torch
+from torch import Tensor
+
+Key = int | Tensor
+
+_GOLDEN = 0x9E3779B9
+_MULTIPLIER_1, _MULTIPLIER_2 = 0x21F0AAAD, 0xD35A2D97
+_WORD = 0xFFFFFFFF
+
+
+def _signed(word: int) -> int:
+    word &= _WORD
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def _mix(word: Key) -> Key:
+    if isinstance(word, int):
+        word &= _WORD
+        word ^= word >> 16
+        word = word * _MULTIPLIER_1 & _WORD
+        word ^= word >> 15
+        word = word * _MULTIPLIER_2 & _WORD
+        return _signed(word ^ word >> 15)
+    word = _premix(word)
+    return word ^ _shift(word, 15)
+
+
+def _premix(word: Tensor) -> Tensor:
+    """`_mix` without its last exclusive-or, which only improves the low bits."""
+    word = word ^ _shift(word, 16)
+    word = word.mul_(_signed(_MULTIPLIER_1))
+    word = word.bitwise_xor_(_shift(word, 15))
+    return word.mul_(_signed(_MULTIPLIER_2))
+
+
+def _shift(word: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right (int32 tensors shift arithmetically)."""
+    return (word >> bits).bitwise_and_(_WORD >> bits)
+
+
+@functools.lru_cache(maxsize=256)
+def _columns(size: int, device: torch.device) -> Tensor:
+    return torch.arange(size, dtype=torch.int32, device=device) * _signed(_GOLDEN)
+
+
+def fold(key: Key, *words: Key) -> Key:
+    """A new key from a key and words (a step, a site, an epoch); the order of the words matters."""
+    for word in words:
+        if isinstance(key, int) and isinstance(word, int):
+            key = _mix(_signed(key * 31 + word + _GOLDEN))
+        else:
+            key = _mix(key * 31 + word + _signed(_GOLDEN))
+    return key
+
+
+def _words(key: Key, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """int32 words whose high bits are uniform: shape [len(rows), *shape].  `rows` are int32 global row numbers."""
+    words = _premix(fold(key, rows).unsqueeze(-1) + _columns(prod(shape), rows.device))  # type: ignore[union-attr]
+    return words.reshape(-1, *shape)
+
+
+def uniform(key: Key, rows: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Numbers in [0, 1) with 24 bits each, equal in every dtype: shape [len(rows), *shape]."""
+    return (_words(key, rows, shape) >> 8).to(dtype).mul_(2.0**-24).add_(0.5)
+
+
+def bernoulli(key: Key, rows: Tensor, shape: tuple[int, ...], probability: float | Tensor) -> Tensor:
+    """True with `probability` (a float, or a scalar tensor in a stack of trials): bool [len(rows), *shape]."""
+    if isinstance(probability, Tensor):
+        return uniform(key, rows, shape) < probability
+    # The comparison that `uniform` would end in, on the words themselves: fewer passes over memory.
+    threshold = (math.ceil(probability * (1 << 24)) - (1 << 23)) << 8
+    return _words(key, rows, shape) < min(threshold, (1 << 31) - 1)
+
+
+def permutation(key: int, size: int) -> Tensor:
+    """A random order of range(size), int64, the same on every machine; ties (one in 2**62) keep their order."""
+    rows = torch.arange(size, dtype=torch.int32)
+    words = _words(key, rows, (2,)).to(torch.int64)
+    return torch.argsort((words[:, 0] << 32) ^ (words[:, 1] & _WORD), stable=True)

@@ -1,0 +1,162 @@
+"""Family: a network plus its learning rule, and the rule is one pure function.
+
+    objective(batch, context) -> Objective(loss, metrics)
+
+`objective` reads parameters and buffers, draws randomness from `context` alone, and does nothing else; gradient descent
+on its loss IS the family's learning rule.  From it this base class makes a LightningModule: a stock `Trainer` with a
+stock DataLoader takes one step per batch, `neurofleet.run` hands over chunks of many (see `neurofleet.steps`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from neurofleet.errors import ConfigError, MismatchError
+from neurofleet.schedule import Schedule
+from neurofleet.spec import DataSpec
+from neurofleet.steps import Batch, Chunk, ChunkResult, Context, run_chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a learning rule says of one batch: a scalar `loss`, and scalar `metrics` if the context measures."""
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a family is optimised; all of it comes from the experiment.
+
+    optimizer:         parameters -> torch optimizer
+    schedule:          progress in [0, 1] -> factor on the learning rate
+    seed:              of everything random in training
+    num_steps:         optimizer steps in all, which progress is measured against
+    log_every_n_steps: how often metrics beside the loss are measured
+    gradient_clip_val: largest norm of the gradient, or None
+    """
+
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    schedule: Schedule
+    seed: int
+    num_steps: int
+    log_every_n_steps: int
+    gradient_clip_val: float | None
+
+
+class Family(pl.LightningModule, ABC):
+    """Abstract: a subclass builds its network from the DataSpec and its config, and gives `objective` and `predict`."""
+
+    kinds: ClassVar[frozenset[str]]  # the DataSpec kinds and tasks that the family accepts
+    tasks: ClassVar[frozenset[str]]
+
+    def __init__(self, *, spec: DataSpec) -> None:
+        super().__init__()
+        self.accept(spec)
+        self.spec = spec
+        self._recipe: Recipe | None = None
+        self.last_chunk: ChunkResult | None = None
+
+    @classmethod
+    def accept(cls, spec: DataSpec) -> None:
+        """Raise MismatchError unless the family can learn from such a dataset."""
+        for field, allowed in (("kind", cls.kinds), ("task", cls.tasks)):
+            if getattr(spec, field) not in allowed:
+                raise MismatchError(
+                    f"{cls.__name__} needs data of {field} {' or '.join(sorted(allowed))}, "
+                    f"got {spec.name}, which is {getattr(spec, field)}"
+                )
+
+    @abstractmethod
+    def objective(self, batch: Batch, context: Context) -> Objective:
+        """The learning rule. `batch` is (inputs [batch, *spec.shape], targets); the loss is a mean over its rows."""
+
+    @abstractmethod
+    def predict(self, inputs: Tensor) -> Tensor:
+        """What the network says of standardised inputs [batch, *spec.shape], at evaluation."""
+
+    def make_metrics(self) -> Any:
+        """A torchmetrics.MetricCollection for one pass over held-out data, or None."""
+        return None
+
+    # How Lightning sees a family.
+
+    @property
+    def recipe(self) -> Recipe:
+        if self._recipe is None:
+            raise ConfigError(
+                f"{type(self).__name__} needs a recipe (optimizer, schedule, seed) to train; "
+                "build it by neurofleet.experiment.build_family, or set family.recipe"
+            )
+        return self._recipe
+
+    @recipe.setter
+    def recipe(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+
+    @property
+    def raw_optimizer(self) -> torch.optim.Optimizer:
+        """The one optimizer, without Lightning's wrapper, whose bookkeeping costs more than a small network's step."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.recipe.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        if not self.automatic_optimization:
+            return optimizer
+        schedule = LambdaLR(optimizer, lambda step: self.recipe.schedule(min(step / self.recipe.num_steps, 1.0)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: Batch | Chunk, batch_idx: int) -> Tensor | None:
+        if isinstance(batch, Chunk):
+            self.last_chunk = run_chunk(self, batch)
+            # Lightning counts what goes through its optimizer wrapper; these steps did not.
+            progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+            progress.total.ready += len(batch.batches)
+            progress.total.completed += len(batch.batches)
+            return None
+        step = self.trainer.global_step
+        objective = self.objective(batch, self._context(batch, step, training=True))
+        for name, value in {"loss": objective.loss, **objective.metrics}.items():
+            self.log(f"train/{name}", value, batch_size=len(batch[0]), sync_dist=dist.is_initialized())
+        return objective.loss
+
+    def _context(self, batch: Batch, step: int, *, training: bool) -> Context:
+        """The context of a batch that is not a chunk's: a stock DataLoader's, or held-out data."""
+        size = len(batch[0])
+        rows = torch.arange(size, dtype=torch.int32, device=batch[0].device) + size * self.global_rank
+        progress = min(step / self.recipe.num_steps, 1.0) if training else 1.0
+        seed = self.recipe.seed if training else 0
+        return Context(seed, step, progress, rows, training, measure=True)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        objective = self.objective(batch, self._context(batch, 0, training=False))
+        self.log(f"{stage}/loss", objective.loss, batch_size=len(batch[0]), on_epoch=True, sync_dist=dist.is_initialized())
+
+    def _log_evaluation(self, stage: str) -> None:
+        pass

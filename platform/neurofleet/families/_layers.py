@@ -1,0 +1,77 @@
+"""Building blocks that several families share; each random one is a function of the context.
+
+A layer that draws is given a `site`, its number within the network, and takes the context; without one (at serving
+time) or outside training it is deterministic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from neurofleet import counter
+from neurofleet.errors import ConfigError, nearest
+from neurofleet.steps import Context
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+}
+
+
+def activation_by_name(name: str) -> Callable[[Tensor], Tensor]:
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"family.activation needs a known activation, got {name!r}; {nearest(name, ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class Dropout(nn.Module):
+    """Inverted dropout (Srivastava et al. 2014) whose mask is a function of (seed, step, site, global row)."""
+
+    def __init__(self, rate: float, site: int) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ConfigError(f"family.dropout needs 0 <= dropout < 1, got {rate}")
+        self.rate = rate
+        self.site = site
+
+    def forward(self, inputs: Tensor, context: Context | None) -> Tensor:
+        if context is None or not context.training or self.rate == 0:
+            return inputs
+        keep = counter.bernoulli(context.key(self.site), context.rows, tuple(inputs.shape[1:]), 1 - self.rate)
+        return inputs * keep * (1 / (1 - self.rate))
+
+
+class RandomAffine:
+    """Random rotation, scaling and translation of images, one draw per row, at training only.
+
+    degrees:     largest rotation to either side
+    scale:       largest relative change of size to either side, as in 0.1 for 90 % to 110 %
+    translation: largest shift to either side, as a fraction of the image's side
+    """
+
+    def __init__(self, *, degrees: float, scale: float, translation: float, site: int) -> None:
+        for name, value in (("degrees", degrees), ("scale", scale), ("translation", translation)):
+            if value < 0:
+                raise ConfigError(f"family.augmentation.{name} needs a number >= 0, got {value}")
+        self.radians, self.scale, self.translation = math.radians(degrees), scale, translation
+        self.site = site
+
+    def __call__(self, images: Tensor, context: Context) -> Tensor:
+        """images [batch, channels, height, width] -> the same shape."""
+        if not context.training or not (self.radians or self.scale or self.translation):
+            return images
+        draws = counter.uniform(context.key(self.site), context.rows, (4,), images.dtype) * 2 - 1
+        angle, scale = draws[:, 0] * self.radians, 1 + draws[:, 1] * self.scale
+        shift = draws[:, 2:] * (2 * self.translation)  # affine_grid measures the image as [-1, 1]
+        cosine, sine = torch.cos(angle) * scale, torch.sin(angle) * scale
+        rows = torch.stack([cosine, -sine, shift[:, 0], sine, cosine, shift[:, 1]], dim=1).view(-1, 2, 3)
+        grid = F.affine_grid(rows, list(images.shape), align_corners=False)
+        # Standardised images have a background that is not zero: the border's value fills what comes into view.
+        return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -1,0 +1,137 @@
+"""What every supervised family shares: the loss and the metrics that follow from the DataSpec's task.
+
+| task       | outputs          | targets                    | loss                                          |
+|------------|------------------|----------------------------|-----------------------------------------------|
+| multiclass | logits [B, C]    | class indices, long [B]    | softmax cross-entropy                         |
+| binary     | logit  [B, 1]    | 0 or 1, float [B, 1]       | binary cross-entropy                          |
+| multilabel | logits [B, L]    | 0 or 1, float [B, L]       | binary cross-entropy, mean over the labels    |
+| regression | values [B, T]    | standardised, float [B, T] | mean squared error                            |
+
+B batch, C classes, L labels, T target columns.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric, MetricCollection, classification, regression
+
+from neurofleet.errors import ConfigError
+from neurofleet.families._base import Family, Objective
+from neurofleet.spec import DataSpec
+from neurofleet.steps import Batch, Context
+
+
+class SupervisedFamily(Family):
+    """Abstract: a subclass gives `forward(inputs, context)`, which ends in `spec.num_outputs` logits or values.
+
+    Loss: see the table of this module; `label_smoothing` (Szegedy et al. 2016) applies to classification in training.
+    """
+
+    tasks: ClassVar[frozenset[str]] = frozenset({"multiclass", "binary", "multilabel", "regression"})
+
+    def __init__(self, *, spec: DataSpec, label_smoothing: float) -> None:
+        super().__init__(spec=spec)
+        if not 0 <= label_smoothing < 1:
+            raise ConfigError(f"family.label_smoothing needs 0 <= label_smoothing < 1, got {label_smoothing}")
+        self.label_smoothing = label_smoothing
+        self._scores: dict[str, MetricCollection] = {}
+
+    @abstractmethod
+    def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        """Standardised inputs [batch, *spec.shape] -> outputs [batch, spec.num_outputs]."""
+
+    def augment(self, inputs: Tensor, context: Context) -> Tensor:
+        """Inputs as training sees them; a subclass may distort them at random."""
+        return inputs
+
+    def objective(self, batch: Batch, context: Context) -> Objective:
+        inputs, targets = batch
+        outputs = self(self.augment(inputs, context), context)
+        loss = self.loss(outputs, targets, context)
+        return Objective(loss, self._quick_metrics(outputs, targets) if context.measure else {})
+
+    def loss(self, outputs: Tensor, targets: Tensor, context: Context) -> Tensor:
+        smoothing = self.label_smoothing if context.training else 0.0
+        match self.spec.task:
+            case "multiclass":
+                return F.cross_entropy(outputs, targets, label_smoothing=smoothing)
+            case "regression":
+                return F.mse_loss(outputs, targets)
+            case _:
+                return F.binary_cross_entropy_with_logits(outputs, targets * (1 - smoothing) + smoothing / 2)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Class probabilities (softmax or sigmoid), or standardised values: [batch, spec.num_outputs]."""
+        outputs = self(inputs)
+        match self.spec.task:
+            case "multiclass":
+                return outputs.softmax(dim=-1)
+            case "regression":
+                return outputs
+            case _:
+                return outputs.sigmoid()
+
+    def _quick_metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """A training batch's own score: cheap enough for every measured step."""
+        match self.spec.task:
+            case "multiclass":
+                return {"accuracy": (outputs.argmax(dim=-1) == targets).to(outputs.dtype).mean()}
+            case "regression":
+                return {}
+            case _:
+                return {"accuracy": ((outputs > 0) == (targets > 0.5)).to(outputs.dtype).mean()}
+
+    # Held-out data: the loss by Lightning, the scores by torchmetrics.
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        inputs, targets = batch
+        context = self._context(batch, 0, training=False)
+        outputs = self(inputs, context)
+        loss = self.loss(outputs, targets, context)
+        self.log(f"{stage}/loss", loss, batch_size=len(targets), on_epoch=True, sync_dist=dist.is_initialized())
+        if stage not in self._scores:
+            self._scores[stage] = make_metrics(self.spec).to(outputs.device)
+        self._scores[stage].update(outputs, targets if self.spec.task == "regression" else targets.long())
+
+    def _log_evaluation(self, stage: str) -> None:
+        metrics = self._scores.pop(stage)
+        for name, value in metrics.compute().items():
+            if name in ("mae", "rmse"):  # in the target's own units
+                value = value * self.spec.target_std[0]
+            self.log(f"{stage}/{name}", value)
+
+
+def make_metrics(spec: DataSpec) -> MetricCollection:
+    """The scores of one pass over held-out data, on raw outputs (logits or standardised values)."""
+    metrics: dict[str, Metric]
+    match spec.task:
+        case "multiclass":
+            num_classes = len(spec.classes)
+            metrics = {
+                "accuracy": classification.MulticlassAccuracy(num_classes, average="micro"),
+                "f1": classification.MulticlassF1Score(num_classes, average="macro"),
+            }
+        case "binary":
+            metrics = {
+                "accuracy": classification.BinaryAccuracy(),
+                "f1": classification.BinaryF1Score(),
+                "auroc": classification.BinaryAUROC(),
+            }
+        case "multilabel":
+            num_labels = len(spec.targets)
+            metrics = {
+                "accuracy": classification.MultilabelAccuracy(num_labels),
+                "f1": classification.MultilabelF1Score(num_labels),
+                "average_precision": classification.MultilabelAveragePrecision(num_labels),
+            }
+        case _:
+            num_targets = len(spec.targets)
+            metrics = {"r2": regression.R2Score()}
+            if num_targets == 1:
+                metrics |= {"mae": regression.MeanAbsoluteError(), "rmse": regression.MeanSquaredError(squared=False)}
+    return MetricCollection(metrics)

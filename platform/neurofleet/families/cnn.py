@@ -1,0 +1,111 @@
+"""Convolutional network for images, after LeNet-5 (LeCun et al. 1998) and VGG (Simonyan and Zisserman 2015).
+
+Normalisation is per sample (GroupNorm, Wu and He 2018), so a result does not depend on how a batch is shared among
+workers.  Shape suffixes: B batch, C channels, Y and X pixels, F features, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from neurofleet.errors import ConfigError
+from neurofleet.families._layers import Dropout, RandomAffine, activation_by_name
+from neurofleet.families._supervised import SupervisedFamily
+from neurofleet.spec import DataSpec
+from neurofleet.steps import Context
+
+NORM_GROUPS = 8
+
+
+class CNN(SupervisedFamily):
+    """Stages of convolutions, each stage halving the image by max-pooling, then a dense layer and the readout.
+
+    In: [B, channels, height, width].  Out: [B, spec.num_outputs] logits or values.
+    Loss: by task, see `neurofleet.families._supervised`.
+
+    channels:               of each stage
+    convolutions_per_stage: convolutions before each pooling
+    kernel_size:            odd; images are padded so that only pooling shrinks them
+    norm:                   group (GroupNorm with 8 channels or fewer a group) or none
+    hidden:                 units of the dense layer
+    activation:             relu, sigmoid, tanh or gelu
+    dropout:                rate before and after the dense layer
+    label_smoothing:        of classification, in training
+    augmentation:           degrees, scale, translation of random affine distortions in training; zeros for none
+    """
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"image"})
+
+    def __init__(
+        self,
+        *,
+        spec: DataSpec,
+        channels: list[int],
+        convolutions_per_stage: int,
+        kernel_size: int,
+        norm: str,
+        hidden: int,
+        activation: str,
+        dropout: float,
+        label_smoothing: float,
+        augmentation: Mapping[str, float],
+    ) -> None:
+        super().__init__(spec=spec, label_smoothing=label_smoothing)
+        self._check(spec, channels, convolutions_per_stage, kernel_size, norm, hidden)
+        self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
+        self.convolutions_per_stage = convolutions_per_stage
+        previous = spec.shape[0]
+        for size in channels:
+            for _ in range(convolutions_per_stage):
+                # A bias before a norm that removes the mean would be learnt for nothing.
+                bias = norm == "none"
+                self.convolutions.append(nn.Conv2d(previous, size, kernel_size, padding=kernel_size // 2, bias=bias))
+                groups = NORM_GROUPS if size % NORM_GROUPS == 0 else 1
+                self.norms.append(nn.GroupNorm(groups, size) if norm == "group" else nn.Identity())
+                previous = size
+        shrink = 2 ** len(channels)
+        num_features = previous * (spec.shape[1] // shrink) * (spec.shape[2] // shrink)
+        self.dense = nn.Linear(num_features, hidden)
+        self.readout = nn.Linear(hidden, spec.num_outputs)
+        self.dropouts = nn.ModuleList(Dropout(dropout, site) for site in range(2))
+        self.distort = RandomAffine(**augmentation, site=2)
+        self.activation = activation_by_name(activation)
+        self.to(memory_format=torch.channels_last)  # 1.2 to 1.3 times as fast on CPUs, and what tensor cores want
+
+    @staticmethod
+    def _check(
+        spec: DataSpec, channels: list[int], convolutions_per_stage: int, kernel_size: int, norm: str, hidden: int
+    ) -> None:
+        if not channels or min(*channels, convolutions_per_stage, hidden) < 1:
+            raise ConfigError(
+                "CNN needs at least one stage, and positive channels, convolutions_per_stage and hidden, got "
+                f"channels={list(channels)}, convolutions_per_stage={convolutions_per_stage}, hidden={hidden}"
+            )
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ConfigError(f"family.kernel_size needs an odd number, got {kernel_size}; try {kernel_size + 1}")
+        if norm not in ("group", "none"):
+            raise ConfigError(f"family.norm needs group or none, got {norm!r}")
+        side = min(spec.shape[1:])
+        if side < 2 ** len(channels):
+            raise ConfigError(
+                f"CNN halves the image once per stage: {len(channels)} stages need images of at least "
+                f"{2 ** len(channels)} pixels a side, got {side} ({spec.name}); "
+                f"give family.channels at most {side.bit_length() - 1} entries"
+            )
+
+    def augment(self, inputs: Tensor, context: Context) -> Tensor:
+        return self.distort(inputs, context)
+
+    def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        images_BCYX = inputs.contiguous(memory_format=torch.channels_last)
+        for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), start=1):
+            images_BCYX = self.activation(norm(convolution(images_BCYX)))
+            if index % self.convolutions_per_stage == 0:
+                images_BCYX = F.max_pool2d(images_BCYX, 2)
+        features_BF = self.dropouts[0](images_BCYX.flatten(1), context)
+        return self.readout(self.dropouts[1](self.activation(self.dense(features_BF)), context))

@@ -1,0 +1,50 @@
+"""Multi-layer perceptron (Rumelhart, Hinton and Williams 1986) for tables and flattened images.
+
+Shape suffixes: B batch, H units of a hidden layer, O outputs.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from neurofleet.errors import ConfigError
+from neurofleet.families._layers import Dropout, activation_by_name
+from neurofleet.families._supervised import SupervisedFamily
+from neurofleet.spec import DataSpec
+from neurofleet.steps import Context
+
+
+class MLP(SupervisedFamily):
+    """Fully connected layers, each followed by the activation and dropout.
+
+    In: [B, *spec.shape], flattened.  Out: [B, spec.num_outputs] logits or values.
+    Loss: by task, see `neurofleet.families._supervised`.
+
+    hidden:          units of each hidden layer; empty for a linear model
+    activation:      relu, sigmoid, tanh or gelu
+    dropout:         rate after each hidden layer
+    label_smoothing: of classification, in training
+    """
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"tabular", "image"})
+
+    def __init__(
+        self, *, spec: DataSpec, hidden: list[int], activation: str, dropout: float, label_smoothing: float
+    ) -> None:
+        super().__init__(spec=spec, label_smoothing=label_smoothing)
+        if any(units < 1 for units in hidden):
+            raise ConfigError(f"family.hidden needs layers of at least one unit, got {list(hidden)}")
+        sizes = [spec.num_inputs, *hidden]
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
+        self.dropouts = nn.ModuleList(Dropout(dropout, site) for site in range(len(hidden)))
+        self.readout = nn.Linear(sizes[-1], spec.num_outputs)
+        self.activation = activation_by_name(activation)
+
+    def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        hidden_BH = inputs.flatten(1)
+        for layer, dropout in zip(self.layers, self.dropouts, strict=True):
+            hidden_BH = dropout(self.activation(layer(hidden_BH)), context)
+        return self.readout(hidden_BH)

@@ -1,0 +1,240 @@
+"""The hot path: many optimizer steps per Lightning hook.
+
+Lightning's hooks, `self.log` and a DataLoader cost several times a small network's own step.  A step here is a pure
+function of (batch, context), so a `Chunk` of them runs in one `training_step`: the rows of a chunk are gathered at
+once, the batches are views, and nothing in the loop touches the tracker, the disk or a Python object per row.
+
+What is in a batch, and in what order, is a function of (seed, epoch, step) alone.  Several workers each take a
+contiguous part of every global batch; their gradients, weighted by rows, are summed in one flat all-reduce.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from neurofleet import counter
+from neurofleet.errors import DivergedError
+
+if TYPE_CHECKING:
+    from neurofleet.families._base import Family
+
+Batch = tuple[Tensor, ...]
+
+# A chunk aims at this much time: long enough that a hook (about 0.2 ms) costs nothing, short enough that a progress
+# bar moves and a signal is heard.
+CHUNK_SECONDS = 0.25
+MAX_CHUNK_STEPS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Where in training a batch stands; all that an `objective` may draw randomness from.
+
+    seed, step: the run's seed and the optimizer step (int32 tensors in a stack of trials, else ints)
+    progress:   steps done / steps in all, in [0, 1)
+    rows:       int32 [batch], the position of each row in the global batch
+    training:   False at evaluation: no dropout, no augmentation, no label smoothing
+    measure:    whether metrics beside the loss are wanted at this step
+    """
+
+    seed: counter.Key
+    step: counter.Key
+    progress: float
+    rows: Tensor
+    training: bool
+    measure: bool
+
+    def key(self, site: int) -> counter.Key:
+        """The key of one place in the network (a dropout layer, an augmentation) at this step."""
+        return counter.fold(self.seed, self.step, site)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Consecutive optimizer steps.  `weights[i]` is the share of global batch i that this worker holds."""
+
+    first_step: int
+    batches: list[Batch]
+    rows: list[Tensor]
+    weights: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkResult:
+    """The loss of every step (over all workers), the metrics of the steps that were measured, and the time of a step."""
+
+    first_step: int
+    losses: list[float]
+    measured: dict[int, dict[str, float]]
+    step_seconds: float
+
+
+class ChunkLoader:
+    """Iterates over one round (`epochs_per_round` epochs) of chunks; a Lightning epoch is one round.
+
+    tensors:     in-memory data, all of length N, on the device that trains
+    batch_size:  rows in a global batch; the last of an epoch may be smaller and is never dropped
+    cut_every:   a chunk ends at multiples of this many steps (where checkpoints fall), or None
+    step:        the next step; set it to resume
+    """
+
+    def __init__(
+        self,
+        tensors: Batch,
+        *,
+        batch_size: int,
+        seed: int,
+        max_epochs: int,
+        epochs_per_round: int,
+        cut_every: int | None,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.tensors = tensors
+        self.num_rows = len(tensors[0])
+        self.batch_size = min(batch_size, self.num_rows)
+        self.seed = seed
+        self.rank, self.world_size = rank, world_size
+        self.cut_every = cut_every
+        self.steps_per_epoch = math.ceil(self.num_rows / self.batch_size)
+        self.steps_per_round = self.steps_per_epoch * epochs_per_round
+        self.num_steps = self.steps_per_epoch * max_epochs
+        self.chunk_steps = 1
+        self.step = 0
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._rows: dict[tuple[int, int], Tensor] = {}
+
+    def __iter__(self) -> Iterator[Chunk]:
+        end = min((self.step // self.steps_per_round + 1) * self.steps_per_round, self.num_steps)
+        while self.step < end:
+            stop = min(self.step + self.chunk_steps, end)
+            if self.cut_every:
+                stop = min(stop, (self.step // self.cut_every + 1) * self.cut_every)
+            chunk = self._chunk(self.step, stop)
+            self.step = stop
+            yield chunk
+
+    def pace(self, step_seconds: float) -> None:
+        """Fit the next chunks to `CHUNK_SECONDS`; where a chunk is cut never changes a result."""
+        wanted = int(CHUNK_SECONDS / max(step_seconds, 1e-9))
+        self.chunk_steps = max(1, min(wanted, 2 * self.chunk_steps, MAX_CHUNK_STEPS))
+
+    def _chunk(self, start: int, stop: int) -> Chunk:
+        indices, sizes, rows, weights = [], [], [], []
+        for step in range(start, stop):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            if self._order[0] != epoch:
+                order = counter.permutation(counter.fold(self.seed, _ORDER_SITE, epoch), self.num_rows)  # type: ignore[arg-type]
+                self._order = (epoch, order.to(self.tensors[0].device))
+            begin = batch * self.batch_size
+            size = min(self.batch_size, self.num_rows - begin)
+            first, last = size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size
+            weights.append((last - first) / size)
+            if first == last:  # more workers than rows: run on one row with weight zero, so that all take part
+                first, last = 0, 1
+            indices.append(self._order[1][begin + first : begin + last])
+            sizes.append(last - first)
+            rows.append(self._global_rows(first, last))
+        gathered = torch.cat(indices)
+        columns = [tensor.index_select(0, gathered).split(sizes) for tensor in self.tensors]
+        return Chunk(start, list(zip(*columns, strict=True)), rows, weights)
+
+    def _global_rows(self, first: int, last: int) -> Tensor:
+        if (first, last) not in self._rows:
+            device = self.tensors[0].device
+            self._rows[first, last] = torch.arange(first, last, dtype=torch.int32, device=device)
+        return self._rows[first, last]
+
+
+_ORDER_SITE = -1  # the sites of a network count up from zero
+
+
+def run_chunk(family: Family, chunk: Chunk) -> ChunkResult:
+    """Train `family` on every batch of `chunk`.
+
+    Raises:
+        DivergedError: the loss of a step is NaN or infinite; on every worker alike.
+    """
+    recipe, optimizer = family.recipe, family.raw_optimizer
+    parameters = [parameter for parameter in family.parameters() if parameter.requires_grad]
+    learning_rates = [group["initial_lr"] for group in optimizer.param_groups]
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    losses: list[Tensor] = []
+    measured: dict[int, dict[str, Tensor]] = {}
+    begin = time.perf_counter()
+    for offset, (batch, rows, weight) in enumerate(zip(chunk.batches, chunk.rows, chunk.weights, strict=True)):
+        step = chunk.first_step + offset
+        progress = step / recipe.num_steps
+        measure = step % recipe.log_every_n_steps == 0
+        objective = family.objective(batch, Context(recipe.seed, step, progress, rows, True, measure))
+        if world_size == 1:
+            objective.loss.backward()
+        else:
+            _backward_over_workers(objective.loss, weight, parameters, world_size)
+        if recipe.gradient_clip_val is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, recipe.gradient_clip_val)
+        factor = recipe.schedule(progress)
+        for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):
+            group["lr"] = learning_rate * factor
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(objective.loss.detach())
+        if measure:
+            measured[offset] = objective.metrics
+    seconds = (time.perf_counter() - begin) / len(losses)
+    return _result(chunk, losses, measured, seconds, world_size)
+
+
+def _backward_over_workers(loss: Tensor, weight: float, parameters: list[torch.nn.Parameter], world_size: int) -> None:
+    """Gradients of the global batch's loss on every worker: each weighs its rows, one flat all-reduce sums them."""
+    if isinstance(parameters[0], DTensor):  # fully sharded: the backward hooks average over workers by themselves
+        (loss * (weight * world_size)).backward()
+        return
+    (loss * weight).backward()
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch._utils._flatten_dense_tensors(gradients)
+    dist.all_reduce(flat)
+    for gradient, total in zip(gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True):
+        gradient.copy_(total)
+
+
+def _result(
+    chunk: Chunk,
+    losses: list[Tensor],
+    measured: dict[int, dict[str, Tensor]],
+    seconds: float,
+    world_size: int,
+) -> ChunkResult:
+    """One transfer from the device, and one all-reduce, for all that a chunk measured."""
+    names = [(offset, name) for offset, metrics in measured.items() for name in metrics]
+    scalars = torch.stack([*losses, *(measured[offset][name].detach() for offset, name in names)]).double()
+    if world_size > 1:
+        weights = [*chunk.weights, *(chunk.weights[offset] for offset, _ in names)]
+        shares = torch.tensor([*weights, 1 / world_size], dtype=torch.float64, device=scalars.device)
+        scalars = torch.cat([scalars, scalars.new_tensor([seconds])]) * shares
+        dist.all_reduce(scalars)
+        seconds = float(scalars[-1])
+    values = scalars.tolist()
+    for offset, loss in enumerate(values[: len(losses)]):
+        if not math.isfinite(loss):
+            step = chunk.first_step + offset
+            raise DivergedError(
+                f"the loss must stay finite, got {loss} at step {step}; "
+                "lower optimizer.lr, set trainer.gradient_clip_val, or check the data for extreme values",
+                step,
+            )
+    metrics: dict[int, dict[str, float]] = {chunk.first_step + offset: {} for offset in measured}
+    for offset in measured:
+        metrics[chunk.first_step + offset]["loss"] = values[offset]
+    for (offset, name), value in zip(names, values[len(losses) :], strict=False):
+        metrics[chunk.first_step + offset][name] = value
+    return ChunkResult(chunk.first_step, values[: len(losses)], metrics, seconds)
