@@ -52,10 +52,12 @@ def outside(command: list[str | Path], folder: Path, root: Path) -> str:
 def test_the_wheel_carries_what_the_repository_has(wheel: Path, project_root: Path) -> None:
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = set()
-    for source, pattern in (("platform/neurofleet", "*.py"), ("configs", "*.yaml"), ("pipelines", "*.py")):
-        files = {path.relative_to(project_root) for path in (project_root / source).rglob(pattern)}
+    for source in ("platform/neurofleet", "configs", "pipelines"):
+        files = [
+            path for path in (project_root / source).rglob("*") if path.is_file() and "__pycache__" not in path.parts
+        ]
         assert files, source
-        expected |= {str(path).removeprefix("platform/").removeprefix("neurofleet/") for path in files}
+        expected |= {path.relative_to(project_root).as_posix().split("platform/neurofleet/")[-1] for path in files}
     assert packed == {f"neurofleet/{name}" for name in expected}
 
 
