@@ -1,0 +1,31 @@
+"""Datasets: DVC-tracked folders of Parquet with a `DataSpec`, and what reads them.
+
+    splits.py    which row goes where, and the statistics that standardise it (numpy alone)
+    codec.py     between the user's terms (tables, images, class names) and a network's tensors
+    parquet.py   the data module
+    digest.py    the digest that `dvc.lock` holds, from the files themselves
+    catalog.py   what there is: names, folders, class balance
+
+The names below are looked up when first used: torch and Lightning take seconds to import, and `neurofleet data list`
+needs neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neurofleet.data.codec import decode, encode, encode_targets
+    from neurofleet.data.parquet import ParquetDataModule, Rows
+
+__all__ = ["ParquetDataModule", "Rows", "decode", "encode", "encode_targets"]
+
+_MODULE = {"ParquetDataModule": "parquet", "Rows": "parquet",
+           "decode": "codec", "encode": "codec", "encode_targets": "codec"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)

@@ -1,0 +1,131 @@
+"""The data module: a prepared dataset as tensors in memory, or through stock DataLoaders.
+
+Split 0 is what lies on disk.  Any other split pools all rows and divides them again by the rule of `splits.py`, with
+the same sizes; and `train_splits=[train, val]` refits on both.  Then mean, std and row counts of the spec are those of
+the rows that are trained on, so nothing of the test rows leaks into the inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import pyarrow as pa
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from neurofleet.data import catalog, codec, splits, tables
+from neurofleet.data.digest import folder_digest
+from neurofleet.errors import ConfigError, DataError
+from neurofleet.spec import DataSpec
+
+TRAINABLE = (["train"], ["train", "val"])
+
+
+class Rows(NamedTuple):
+    """`inputs` float32 [N,*shape], standardised; `targets` as `codec.encode_targets` says."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+class ParquetDataModule(LightningDataModule):
+    """A dataset of `configs/data`, held in memory.
+
+    In: `name` of the dataset; `batch_size` rows per step; `split` 0 for the split on disk, else the number of another;
+    `train_splits` [train], or [train, val] to refit on both (then val has no rows).
+    Raises ConfigError for an impossible value, DataError for data that is missing or wrong.
+    """
+
+    def __init__(self, *, name: str, batch_size: int, split: int, train_splits: Sequence[str]) -> None:
+        super().__init__()
+        _check_count("data.batch_size", batch_size, at_least=1)
+        _check_count("data.split", split, at_least=0)
+        if list(train_splits) not in TRAINABLE:
+            raise ConfigError(f"data.train_splits needs to be [train] or [train, val], got {list(train_splits)}; "
+                              "test rows are never trained on")
+        self.folder = catalog.locate(name)
+        self.name = name
+        self.batch_size = batch_size
+        self.split = split
+        self.train_splits = tuple(train_splits)
+        self._stored = catalog.load_spec(name)
+        self._rows: dict[str, Rows] = {}
+
+    @cached_property
+    def digest(self) -> str:
+        """The dataset's digest, as in `dvc.lock`; it does not depend on `split`."""
+        return folder_digest(self.folder)
+
+    @cached_property
+    def spec(self) -> DataSpec:
+        if self.split == 0 and self.train_splits == ("train",):
+            return self._stored
+        return _measured(self._stored, self._tables)
+
+    def rows(self, stage: str) -> Rows:
+        """All rows of `train`, `val` or `test`; read, checked and encoded once."""
+        if stage not in splits.STAGES:
+            raise ConfigError(f"rows of a dataset need a stage out of {', '.join(splits.STAGES)}, got {stage!r}")
+        if stage not in self._rows:
+            where = str(self.folder / f"{stage}.parquet") if self.split == 0 else f"{self.folder} ({stage})"
+            table = self._tables[stage]
+            self._rows[stage] = Rows(codec.encode(table, self.spec, where),
+                                     codec.encode_targets(table, self.spec, where))
+        return self._rows[stage]
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]] | list[DataLoader[tuple[Tensor, ...]]]:
+        # Lightning warns of a loader without batches, not of no loader.
+        return self._loader("val", shuffle=False) if len(self.rows("val").inputs) else []
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return self._loader("test", shuffle=False)
+
+    def _loader(self, stage: str, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(TensorDataset(*self.rows(stage)), batch_size=self.batch_size, shuffle=shuffle)
+
+    @cached_property
+    def _tables(self) -> dict[str, pa.Table]:
+        """The raw rows of each stage, as `split` and `train_splits` divide them."""
+        stages = {stage: self._read(stage) for stage in splits.STAGES}
+        if self.split:
+            pool = pa.concat_tables(stages.values())
+            targets = tables.number_columns(pool, self._stored.targets, str(self.folder))
+            parts = splits.assign(pool.column("row").to_numpy(), splits.strata(targets, self._stored.task),
+                                  self._stored.num_rows, self.split)
+            stages = {stage: pool.take(pa.array(part)) for stage, part in parts.items()}
+        if self.train_splits == ("train", "val"):
+            stages["train"] = pa.concat_tables([stages["train"], stages["val"]])
+            stages["val"] = stages["val"].slice(0, 0)
+        return stages
+
+    def _read(self, stage: str) -> pa.Table:
+        path = self.folder / f"{stage}.parquet"
+        table = tables.read_columns(path, ("row", *self._stored.inputs, *self._stored.targets))
+        if table.num_rows != self._stored.num_rows[stage]:
+            raise DataError(f"{path} needs the {self._stored.num_rows[stage]} rows that spec.json says, got "
+                            f"{table.num_rows}; make it again with: {catalog.remedy(self.folder.name)}")
+        return table
+
+
+def _check_count(key: str, value: int, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ConfigError(f"{key} needs a whole number of at least {at_least}, got {value!r}; set {key}={at_least} "
+                          "or more")
+
+
+def _measured(stored: DataSpec, stages: dict[str, pa.Table]) -> DataSpec:
+    """The stored spec with the statistics and row counts of other stages."""
+    train = stages["train"]
+    inputs = tables.input_array(train, stored, f"dataset {stored.name!r}")
+    targets = tables.number_columns(train, stored.targets, f"dataset {stored.name!r}")
+    mean, std = splits.statistics(inputs, stored.kind)
+    target_mean, target_std = splits.statistics(targets, "tabular") if stored.task == "regression" else ((), ())
+    return dataclasses.replace(stored, input_mean=mean, input_std=std, target_mean=target_mean, target_std=target_std,
+                               num_rows={stage: table.num_rows for stage, table in stages.items()})

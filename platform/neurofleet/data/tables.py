@@ -1,0 +1,147 @@
+"""Columns of a table as checked numpy arrays, whatever the table came as.
+
+A table is a pyarrow Table, a pandas DataFrame, or a numpy array that already has the shape of the inputs.  Everything
+a user can get wrong about one is found here: a missing column, text where numbers belong, NaN and infinity, pixels
+outside 0 to 255, a label outside the spec.  Columns that nobody asked for are ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from neurofleet.errors import DataError, nearest
+from neurofleet.spec import DataSpec
+
+
+def read_columns(path: Path, columns: Iterable[str]) -> pa.Table:
+    """These columns of a Parquet file; DataError if it is no Parquet file or lacks one."""
+    import pyarrow.parquet
+
+    columns = list(columns)
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            require(columns, file.schema_arrow.names, str(path))
+            return file.read(columns=columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} needs to be a readable Parquet file: {error}; "
+                        "prepare the dataset again with: neurofleet data prepare " + path.parent.name) from error
+
+
+def require(needed: Iterable[str], present: Iterable[str], where: str) -> None:
+    present = list(present)
+    lacking = [name for name in needed if name not in present]
+    if lacking:
+        shown = ", ".join(repr(name) for name in lacking[:5]) + (" ..." if len(lacking) > 5 else "")
+        raise DataError(f"{where} lacks {len(lacking)} of the columns that the dataset needs: {shown}; "
+                        f"{nearest(lacking[0], present)}")
+
+
+def input_array(table: Any, spec: DataSpec, where: str) -> np.ndarray:
+    """Raw inputs [N,*shape]: float64 for tables; for images uint8 as stored, or float32 if they came so."""
+    if isinstance(table, np.ndarray):
+        values = _expect_shape(table, spec, where)
+    elif spec.kind == "image":
+        require(spec.inputs, _names(table), where)
+        values = _expect_shape(_image_column(table, spec, where), spec, where)
+    else:
+        values = number_columns(table, spec.inputs, where)
+    if values.dtype == object or values.dtype.kind not in "buif":
+        raise DataError(f"{where} needs numbers, got {values.dtype}; encode text as numbers first")
+    if spec.kind == "image":
+        return _checked_pixels(values, spec.inputs[0], where)
+    flat = values.reshape(len(values), spec.num_inputs).astype(np.float64, copy=False)
+    for index in np.flatnonzero(~np.isfinite(flat).all(axis=0)):
+        check_finite(flat[:, index], spec.inputs[index], where)
+    return flat.reshape(values.shape)
+
+
+def number_columns(table: Any, columns: Iterable[str], where: str) -> np.ndarray:
+    """Named columns of a table as finite float64 [N,C]."""
+    columns = list(columns)
+    require(columns, _names(table), where)
+    return np.stack([_number_column(table, name, where) for name in columns], axis=1)
+
+
+def check_finite(values: np.ndarray, column: str, where: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise DataError(f"{where}: column {column!r} needs finite numbers, got {len(bad)} that are NaN, infinite or "
+                        f"missing, the first in row {bad[0]} (counting from 0); fill or drop these rows")
+
+
+def check_labels(values: np.ndarray, num_labels: int, column: str, where: str, names: str) -> None:
+    """Labels [N] must be whole numbers from 0 to num_labels - 1."""
+    bad = np.flatnonzero((values != np.floor(values)) | (values < 0) | (values >= num_labels))
+    if len(bad):
+        raise DataError(f"{where}: column {column!r} needs labels 0 to {num_labels - 1} ({names}), got "
+                        f"{values[bad[0]]:g} in row {bad[0]} (counting from 0), {len(bad)} such rows in all; "
+                        "correct them, or the classes in spec.json")
+
+
+def _names(table: Any) -> list[str]:
+    if isinstance(table, pa.Table):
+        return list(table.column_names)
+    if hasattr(table, "columns") and hasattr(table, "iloc"):
+        return [str(name) for name in table.columns]
+    raise DataError(f"inputs need to be a pyarrow Table, a pandas DataFrame or a numpy array, got {type(table)}")
+
+
+def _number_column(table: Any, name: str, where: str) -> np.ndarray:
+    column = table.column(name) if isinstance(table, pa.Table) else table[name]
+    try:
+        if isinstance(table, pa.Table):
+            values = column.cast(pa.float64()).to_numpy()
+        else:
+            values = column.to_numpy(dtype=np.float64, na_value=math.nan)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError) as error:
+        kind = column.type if isinstance(table, pa.Table) else column.dtype
+        raise DataError(f"{where}: column {name!r} needs numbers, got {kind} ({error}); "
+                        "encode text as numbers first") from error
+    check_finite(values, name, where)
+    return values
+
+
+def _image_column(table: Any, spec: DataSpec, where: str) -> np.ndarray:
+    """One column of lists to an array [N, ...]; each list is one image, flat or nested."""
+    name = spec.inputs[0]
+    if isinstance(table, pa.Table):
+        column = table.column(name).combine_chunks()
+        if not pa.types.is_fixed_size_list(column.type):
+            raise DataError(f"{where}: column {name!r} needs a fixed-size list of uint8 for each image, "
+                            f"got {column.type}")
+        if column.null_count:
+            raise DataError(f"{where}: column {name!r} needs an image in each row, {column.null_count} are missing; "
+                            "drop these rows")
+        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+    try:
+        images = [np.asarray(image) for image in table[name]]
+        return np.stack(images) if images else np.empty((0, *spec.shape), dtype=np.uint8)
+    except ValueError as error:
+        raise DataError(f"{where}: column {name!r} needs images of one size, {spec.shape}, in each row; "
+                        f"got different ones ({error})") from error
+
+
+def _expect_shape(values: np.ndarray, spec: DataSpec, where: str) -> np.ndarray:
+    """Rows of the spec's shape; an image column may be flat."""
+    flat_image = spec.kind == "image" and values.shape[1:] == (spec.num_inputs,)
+    if values.ndim == 0 or (values.shape[1:] != spec.shape and not flat_image):
+        raise DataError(f"{where} needs rows of shape {spec.shape} for {spec.name!r}, got an array of shape "
+                        f"{values.shape}")
+    return values.reshape(len(values), *spec.shape)
+
+
+def _checked_pixels(values: np.ndarray, column: str, where: str) -> np.ndarray:
+    if values.dtype == np.uint8:
+        return values
+    rows = values.reshape(len(values), math.prod(values.shape[1:]))
+    bad = np.flatnonzero(~((rows >= 0) & (rows <= 255)).all(axis=1))
+    if len(bad):
+        raise DataError(f"{where}: column {column!r} needs pixels from 0 to 255, got {len(bad)} rows with NaN or other "
+                        f"values, the first is row {bad[0]} (counting from 0)")
+    return values.astype(np.float32)
