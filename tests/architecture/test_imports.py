@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from neurofleet import experiment
 
 # import-linter sees a third party as one module; which part of it belongs behind which door is held here.
 DOORS = {
@@ -122,3 +125,19 @@ def test_every_training_module_imports_on_a_bare_machine(bare_python: Path, tmp_
     assert {"neurofleet.run", "neurofleet.families.mlp", "neurofleet.data"} <= set(names)
     code = f"import importlib\nfor name in {names}: importlib.import_module(name)\nprint('all')"
     assert run_bare(bare_python, code, tmp_path).strip() == "all"
+
+
+def test_a_run_on_a_bare_machine(bare_python: Path, tmp_path: Path) -> None:
+    """An experiment that was composed elsewhere trains, evaluates and leaves its weights."""
+    composed = experiment.compose(["family=mlp", "data=digits", "trainer.max_epochs=3"])
+    code = f"""
+import json
+from pathlib import Path
+from neurofleet.run import run
+result = run(json.loads({json.dumps(json.dumps(composed))}), folder=Path("run"))
+print(json.dumps(result.metrics))
+"""
+    metrics = json.loads(run_bare(bare_python, code, tmp_path).splitlines()[-1])
+    assert metrics["test/accuracy"] > 0.8
+    assert (tmp_path / "run" / "experiment.yaml").is_file()
+    assert list((tmp_path / "run").glob("weights*"))

@@ -1,0 +1,112 @@
+"""Every shipped config composes and builds, and the allow-list of targets holds what the configs use and no more."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from neurofleet import experiment, paths
+from neurofleet.errors import MismatchError
+from neurofleet.spec import DataSpec
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def targets_in(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from (value for key, value in node.items() if key == "_target_")
+        for value in node.values():
+            yield from targets_in(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets_in(value)
+
+
+def spec_of(name: str) -> DataSpec:
+    return DataSpec.load(paths.data() / name / "spec.json")
+
+
+CHOICES = [
+    (folder.name, option) for folder in sorted(CONFIGS.iterdir()) if folder.is_dir() for option in options(folder.name)
+]
+
+
+@pytest.mark.parametrize(("group", "option"), CHOICES, ids=lambda part: part)
+def test_each_choice_composes(group: str, option: str) -> None:
+    composed = experiment.compose([f"{group}={option}"])
+    assert set(composed) == set(experiment.SECTIONS)
+    if group in experiment.SECTIONS:
+        own = yaml.safe_load((CONFIGS / group / f"{option}.yaml").read_text())
+        assert composed[group].get("_target_") == own.get("_target_")
+
+
+@pytest.mark.parametrize("data", options("data"))
+@pytest.mark.parametrize("family", options("family"))
+def test_each_family_builds_for_each_dataset_that_fits(family: str, data: str) -> None:
+    composed, spec = experiment.compose([f"family={family}", f"data={data}"]), spec_of(data)
+    fitting = experiment.fitting_families(spec)
+    assert fitting, f"no family fits {data}"
+    if family in fitting:
+        network = experiment.build_family(composed, spec)
+        assert sum(parameter.numel() for parameter in network.parameters()) > 0
+    else:
+        with pytest.raises(MismatchError, match=f"families that fit: {', '.join(fitting)}"):
+            experiment.build_family(composed, spec)
+
+
+@pytest.mark.parametrize("data", options("data"))
+def test_each_dataset_builds(data: str) -> None:
+    module = experiment.build_data(experiment.compose([f"data={data}"]))
+    assert module.spec.name == data
+    assert module.spec == spec_of(data)
+
+
+@pytest.mark.parametrize("optimizer", options("optimizer"))
+def test_each_optimizer_builds(optimizer: str) -> None:
+    composed = experiment.compose([f"optimizer={optimizer}"])
+    recipe = experiment.build_recipe(composed, num_steps=10, log_every_n_steps=1, gradient_clip_val=None)
+    weight = torch.nn.Parameter(torch.ones(3))
+    made = recipe.optimizer([weight])
+    weight.square().sum().backward()
+    made.step()
+    assert bool((weight.detach() < 1).all()), "a step on the square of the weights has to shrink them"
+
+
+@pytest.mark.parametrize("schedule", options("schedule"))
+def test_each_schedule_builds(schedule: str) -> None:
+    composed = experiment.compose([f"schedule={schedule}"])
+    recipe = experiment.build_recipe(composed, num_steps=10, log_every_n_steps=1, gradient_clip_val=None)
+    factors = [recipe.schedule(progress) for progress in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert all(math.isfinite(factor) and 0 <= factor <= 1 for factor in factors)
+    assert max(factors) > 0
+
+
+@pytest.mark.parametrize("trainer", options("trainer"))
+def test_each_trainer_builds(trainer: str) -> None:
+    assert experiment.build(experiment.compose([f"trainer={trainer}"])["trainer"]) is not None
+
+
+def test_the_allow_list_is_what_the_configs_use() -> None:
+    used = {target for path in CONFIGS.rglob("*.yaml") for target in targets_in(yaml.safe_load(path.read_text()))}
+    assert used == set(experiment.TARGETS)
+
+
+@pytest.mark.parametrize("target", sorted(name for name in experiment.TARGETS if name.startswith("neurofleet.")))
+def test_values_live_in_configs_alone(target: str) -> None:
+    """A constructor's signature is the schema: keyword-only, without defaults."""
+    module, name = target.rsplit(".", 1)
+    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
+    assert [one.name for one in parameters if one.kind is not one.KEYWORD_ONLY] == []
+    assert [one.name for one in parameters if one.default is not one.empty] == []
