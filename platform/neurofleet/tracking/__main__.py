@@ -1,0 +1,3 @@
+from neurofleet.tracking.child import main
+
+main()

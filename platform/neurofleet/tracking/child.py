@@ -1,0 +1,240 @@
+"""The tracking child: `python -m neurofleet.tracking`, started by `Tracker`, spoken to in JSON lines.
+
+It reads its order from stdin, makes (or finds) the MLflow run, answers on stdout, then tails the spool file that it
+is told about.  stdin closing, or the parent process changing, means that the training process is dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from neurofleet import errors
+from neurofleet.errors import NeurofleetError, UnreachableError, UserError
+from neurofleet.tracking import records
+from neurofleet.tracking.store import check_reachable, prepare_store, shown
+
+SHIP_SECONDS = 1.0
+SYSTEM_SECONDS = 5.0
+PATIENCE_SECONDS = 30.0
+"""how long `Tracker.finish` waits for a server that is away"""
+ORPHAN_PATIENCE_SECONDS = 600.0
+"""how long a child whose training process died waits for one"""
+SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+            "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+            "GIT_PYTHON_REFRESH": "quiet"}
+"""the child repeats failed requests itself, and reports nothing to anyone but the store"""
+
+
+class Child:
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.order = order
+        self.run_id: str = order["run_id"] or ""
+        self.client: Any = None
+        self.delivery: Any = None
+        self.inbox = b""
+        self.alive = True  # the training process
+        self.finishing = False
+
+    # start
+
+    def start(self) -> dict[str, Any]:
+        """Make or find the run; the answer for the training process."""
+        uri = self.order["uri"]
+        check_reachable(uri)
+        prepare_store(uri)
+        self.connect()
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._find() if self.run_id else self._create()
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise UserError(f"there is no run {self.run_id!r} at {shown(uri)}; list them with: mlflow runs list") \
+                    from error
+            raise UnreachableError(f"MLflow at {shown(uri)} could not take a run: {error}") from error
+        self.run_id = run.info.run_id
+        experiment = self.client.get_experiment(run.info.experiment_id).name
+        return {"run_id": self.run_id, "experiment_id": run.info.experiment_id, "experiment": experiment}
+
+    def connect(self) -> None:
+        from mlflow import MlflowClient
+
+        self.client = MlflowClient(self.order["uri"], self.order["uri"])
+
+    def _find(self) -> Any:
+        run = self.client.get_run(self.run_id)
+        if self.order.get("reopen"):
+            self.client.update_run(self.run_id, status="RUNNING")
+        return run
+
+    def _create(self) -> Any:
+        import getpass
+
+        with contextlib.suppress(KeyError, OSError):  # a container's user may have no name
+            self.order["tags"].setdefault("mlflow.user", getpass.getuser())
+        tags = {"mlflow.source.name": self.order["command"], "mlflow.source.type": "LOCAL", **self.order["tags"]}
+        return self.client.create_run(self._experiment(), tags=tags, run_name=self.order["run_name"])
+
+    def _experiment(self) -> str:
+        """The experiment's id, made where it is lacking; somebody else may make it in the same moment."""
+        from mlflow.exceptions import MlflowException
+
+        name = self.order["experiment"]
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            local = self.order["uri"].startswith("sqlite")
+            try:
+                return str(self.client.create_experiment(name, self.order["artifact_root"] if local else None))
+            except MlflowException as error:
+                found = self.client.get_experiment_by_name(name)
+                if found is None:
+                    raise error
+        return str(found.experiment_id)
+
+    # the middle
+
+    def follow(self) -> None:
+        """Ship the spool until the training process says that it is finished, or is found dead."""
+        from neurofleet.tracking.system import SystemSampler
+
+        prefix = "system/" if self.order["own"] else "system/worker/"
+        sampler = SystemSampler(self.order["owner"], prefix)
+        began = time.time()
+        next_sample, failures = 0.0, 0
+        while self.alive and not self.finishing:
+            if self.delivery is not None:
+                if time.monotonic() >= next_sample:
+                    self._sample(sampler, int(time.time() - began))
+                    next_sample = time.monotonic() + SYSTEM_SECONDS
+                failures = 0 if self._attempt(self.delivery.ship) else failures + 1
+            self.listen(min(SHIP_SECONDS * 2 ** failures, 8.0))
+
+    def _sample(self, sampler: Any, step: int) -> None:
+        """Append a sample to the spool, one write like the training process's own, so that it takes the same way."""
+        now = int(time.time() * 1000)
+        with open(self.delivery.spool, "ab", buffering=0) as spool:
+            spool.write(records.encode_rows([(step, float("nan"), sampler.sample())], now, now))
+
+    def listen(self, seconds: float) -> None:
+        """Wait for a message of the training process, or its death."""
+        if os.getppid() != self.order["owner"]:
+            self.alive = False
+            return
+        ready, _, _ = select.select([0], [], [], seconds)
+        if not ready:
+            return
+        received = os.read(0, 1 << 16)
+        self.alive = bool(received)
+        self.inbox += received
+        *lines, self.inbox = self.inbox.split(b"\n")
+        for line in lines:
+            self.obey(records.decode(line))
+
+    def obey(self, message: dict[str, Any]) -> None:
+        if "spool" in message:
+            self.take(Path(message["spool"]))
+        self.finishing = self.finishing or bool(message.get("finish"))
+
+    def take(self, spool: Path) -> None:
+        from neurofleet.tracking.delivery import Delivery
+
+        log = os.open(spool.with_name("child.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 2)
+        self.delivery = Delivery(self.client, self.run_id, spool)
+        if not self.delivery.lock():
+            raise RuntimeError(f"another process delivers {spool}")
+
+    # the end
+
+    def conclude(self) -> dict[str, Any]:
+        """Deliver the rest, set the run's status, say how it went."""
+        patience = PATIENCE_SECONDS if self.alive else ORPHAN_PATIENCE_SECONDS
+        if self.delivery is not None and not self._insist(self.delivery.ship, patience):
+            return {"error": UnreachableError.__name__, "message": (
+                f"MLflow at {shown(self.order['uri'])} has not answered for {patience:.0f} s; the records of run "
+                f"{self.run_id} wait in {self.delivery.spool}, and the next tracked run delivers them")}
+        if self.order["own"] and not self._insist(self._end, patience):
+            return {"error": UnreachableError.__name__, "message": (
+                f"MLflow at {shown(self.order['uri'])} went away before the end of run {self.run_id} was set; "
+                "it still shows as RUNNING, and the next tracked run mends that")}
+        if self.delivery is not None and self.delivery.refused:
+            return {"error": errors.RunError.__name__, "message":
+                    f"MLflow refused some records of run {self.run_id}: " + "; ".join(self.delivery.refused)}
+        return {"finished": self.run_id}
+
+    def _end(self) -> None:
+        status = self.delivery.end if self.delivery is not None else None
+        if status is None:
+            self.client.set_tag(self.run_id, "failure", "the training process died without a word")
+        self.client.set_terminated(self.run_id, status or "FAILED")
+
+    def _insist(self, action: Callable[[], Any], patience: float) -> bool:
+        """Repeat until it works; False after `patience` seconds."""
+        deadline, pause = time.monotonic() + patience, 0.2
+        while not self._attempt(action):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(pause)
+            pause = min(pause * 1.5, 3.0)
+        return True
+
+    def _attempt(self, action: Callable[[], Any]) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            action()
+        except (MlflowException, OSError) as error:
+            print(f"{time.strftime('%F %T')} will try again: {type(error).__name__}: {str(error)[:500]}",
+                  file=sys.stderr, flush=True)
+            return False
+        return True
+
+
+def say(message: dict[str, Any], channel: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the training process died
+        os.write(channel, records.encode(message))
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = os.dup(1)
+    os.dup2(2, 1)  # nothing but answers goes to the training process
+    os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
+    order = json.loads(read_line())
+    child = Child(order)
+    if "spool" in order:
+        child.connect()
+        child.take(Path(order["spool"]))
+    else:
+        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = order["artifact_root"]
+        try:
+            answer = child.start()
+        except NeurofleetError as error:
+            say({"error": type(error).__name__, "message": str(error)}, channel)
+            os._exit(error.exit_code)
+        say(answer, channel)
+    os.nice(10)  # whoever trains on these cores comes first
+    child.follow()
+    say(child.conclude(), channel)
+    sys.stderr.flush()
+    os._exit(0)  # the interpreter's own end takes another 0.2 s, and the training process waits
+
+
+def read_line() -> bytes:
+    """One line of stdin, byte by byte: what follows belongs to `listen`."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            os._exit(1)
+        line += byte
+    return line

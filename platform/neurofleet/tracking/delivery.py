@@ -1,0 +1,199 @@
+"""From a spool file to MLflow: in order, each record once.
+
+The offset up to which a spool was delivered lies beside it (`<spool>.state`, replaced atomically and synced after
+each batch).  A child that died between sending and saving sends that batch again; MLflow keeps one row.  A spool is
+locked while somebody delivers it, so whoever finds one unlocked and unended may finish it: its child is dead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neurofleet.tracking import records
+from neurofleet.tracking.records import Point
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+READ_BYTES = 1 << 20
+METRICS_PER_BATCH = 1000
+PARAMS_PER_BATCH = 100
+VALUE_LIMIT = 6000
+PERMANENT = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS",
+             "PERMISSION_DENIED", "INVALID_STATE", "MALFORMED_REQUEST", "ENDPOINT_NOT_FOUND"}
+"""MLflow's answers that stay the same however often one asks; any other failure is tried again"""
+
+
+class Delivery:
+    """One spool on its way; `ship()` sends what lies there, and raises what MLflow raised when it cannot go on."""
+
+    def __init__(self, client: MlflowClient, run_id: str, spool: Path) -> None:
+        self.client, self.run_id, self.spool = client, run_id, spool
+        self.file = open(spool, "rb")  # noqa: SIM115  (holds the lock)
+        self.state_file = spool.with_suffix(".state")
+        state = json.loads(self.state_file.read_text()) if self.state_file.exists() else {}
+        self.offset: int = state.get("offset", 0)
+        self.epoch: float | None = state.get("epoch")
+        self.refused: list[str] = state.get("refused", [])
+        self.ended: bool = state.get("ended", False)
+        self.end: str | None = state.get("end")
+        self.known: set[tuple[str, float, int]] | None = None
+
+    def lock(self) -> bool:
+        """Whether this process may deliver the spool."""
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def ship(self) -> int:
+        """Send all whole lines; the number of records sent."""
+        num_records = 0
+        while not self.ended:
+            lines = self._read()
+            if not lines:
+                break
+            num_records += len(lines)
+            points: list[Point] = []
+            for line in lines:
+                self.offset += len(line)
+                try:
+                    record = records.decode(line)
+                except ValueError as error:
+                    self._refuse(f"a damaged record in {self.spool}: {error}")
+                    continue
+                if "rows" in record:
+                    found, self.epoch = records.decode_points(record, self.epoch)
+                    points += self._unknown(found)
+                else:
+                    points = self._metrics(points)
+                    self._send(record)
+            self._metrics(points)
+            self._save()
+        return num_records
+
+    def _read(self) -> list[bytes]:
+        """The next whole lines, about READ_BYTES of them; a last line without an end is still being written."""
+        self.file.seek(self.offset)
+        block = self.file.read(READ_BYTES)
+        if block and b"\n" not in block:
+            block += self.file.readline()
+        return block[:block.rfind(b"\n") + 1].splitlines(keepends=True)
+
+    def _metrics(self, points: list[Point]) -> list[Point]:
+        from mlflow.entities import Metric
+
+        for batch in records.chunks(points, METRICS_PER_BATCH):
+            self._try(lambda some: self.client.log_batch(
+                self.run_id, metrics=[Metric(*point) for point in some]), batch)
+        return []
+
+    def _send(self, record: dict[str, Any]) -> None:
+        from mlflow.entities import Param, RunTag
+
+        for batch in records.chunks(record.get("params", {}).items(), PARAMS_PER_BATCH):
+            self._try(lambda some: self.client.log_batch(
+                self.run_id, params=[Param(name, shorten(value)) for name, value in some]), batch)
+        for batch in records.chunks(record.get("tags", {}).items(), PARAMS_PER_BATCH):
+            self._try(lambda some: self.client.log_batch(
+                self.run_id, tags=[RunTag(name, shorten(value)) for name, value in some]), batch)
+        if "dataset" in record:
+            self._try(lambda some: self.client.log_inputs(self.run_id, [dataset_input(each) for each in some]),
+                      [record["dataset"]])
+        if "artifact" in record:
+            self._try(lambda some: self._artifact(*some[0]), [(record["artifact"], record["folder"])])
+        if "end" in record:
+            self.ended, self.end = True, record["end"]
+
+    def _artifact(self, path: str, folder: str) -> None:
+        send = self.client.log_artifacts if os.path.isdir(path) else self.client.log_artifact
+        send(self.run_id, path, folder or None)
+
+    def _try(self, send: Callable[[list[Any]], object], batch: list[Any]) -> None:
+        """Send; where MLflow refuses for good, send one by one the kinds in the batch, and note what is refused."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            send(batch)
+        except FileNotFoundError as error:
+            self._refuse(f"{error.strerror}: {error.filename}")
+        except MlflowException as error:
+            if error.error_code not in PERMANENT:
+                raise
+            kinds = {item[0] for item in batch if isinstance(item, tuple)}
+            if len(kinds) <= 1:
+                self._refuse(str(error))
+                return
+            for kind in sorted(kinds):
+                self._try(send, [item for item in batch if item[0] == kind])
+
+    def _refuse(self, reason: str) -> None:
+        if reason not in self.refused and len(self.refused) < 20:
+            self.refused.append(reason)
+
+    def _save(self) -> None:
+        state = {"offset": self.offset, "epoch": self.epoch, "refused": self.refused, "ended": self.ended,
+                 "end": self.end}
+        temporary = self.state_file.with_suffix(".state-new")
+        with open(temporary, "w") as file:
+            file.write(json.dumps(state))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.state_file)
+
+    def _unknown(self, points: list[Point]) -> list[Point]:
+        """Without the metrics that an earlier spool of this run holds: a resumed run repeats the steps since its
+        checkpoint, with the same values, and each shall appear once."""
+        if self.known is None:
+            first = min((point.step for point in points), default=0)
+            self.known = {(point.name, point.value, point.step) for point in self._earlier() if point.step >= first}
+        if not self.known:
+            return points
+        return [point for point in points if (point.name, point.value, point.step) not in self.known]
+
+    def _earlier(self) -> Iterator[Point]:
+        for spool in sorted(self.spool.parent.glob("*.jsonl")):
+            if spool.name >= self.spool.name:
+                return
+            epoch = None
+            for line in spool.open("rb"):
+                if line.startswith(b'{"since"') and line.endswith(b"\n"):
+                    points, epoch = records.decode_points(records.decode(line), epoch)
+                    yield from points
+
+
+def shorten(value: str) -> str:
+    """MLflow's limit, with a word about what was cut."""
+    note = f"... (cut: {len(value)} characters)"
+    return value if len(value) <= VALUE_LIMIT else value[:VALUE_LIMIT - len(note)] + note
+
+
+def dataset_input(record: dict[str, Any]) -> Any:
+    """MLflow's entity for a dataset; its page shows the schema's columns and the number of rows."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    spec = record["spec"]
+    shape = [-1, *spec["shape"]]
+    if spec["kind"] == "tabular":
+        columns = [{"type": "double", "name": name, "required": True} for name in spec["inputs"]]
+        kind = "double" if spec["task"] == "regression" else "long"
+        columns += [{"type": kind, "name": name, "required": True} for name in spec["targets"]]
+        schema: dict[str, Any] = {"mlflow_colspec": columns}
+    else:
+        schema = {"mlflow_tensorspec": {"features": json.dumps([
+            {"name": name, "type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": shape}}
+            for name in spec["inputs"]]), "targets": json.dumps([
+                {"name": name, "type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}
+                for name in spec["targets"]])}}
+    profile = {"num_rows": record["num_rows"], "num_elements": record["num_rows"], "task": spec["task"],
+               "classes": list(spec["classes"]), "rows": dict(spec["num_rows"])}
+    dataset = Dataset(name=record["name"], digest=record["digest"], source_type="local",
+                      source=json.dumps({"uri": record["source"]}), schema=json.dumps(schema),
+                      profile=json.dumps(profile))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])

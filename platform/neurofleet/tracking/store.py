@@ -1,0 +1,174 @@
+"""Where tracking goes: `MLFLOW_TRACKING_URI` (http, sqlite, postgresql ...), else sqlite under `paths.home()`.
+
+MLflow makes a fresh sqlite database by running every migration since 2018: 2 to 7 s, paid by the first run.  The
+result is always the same, so it ships with this package as SQL (`schema.sql`, 37 kB, loaded in 20 ms) for the MLflow
+version that its first line names; a test compares it with a real migration.  Another MLflow version migrates as
+usual.  Make it again after an upgrade:  python -c "from neurofleet.tracking.store import write_schema; write_schema()"
+
+The database is in WAL mode: readers (the MLflow server's pages) and the writer do not block one another.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import socket
+import sqlite3
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from neurofleet import paths
+from neurofleet.errors import ConfigError, UnreachableError
+
+SCHEMA = Path(__file__).with_name("schema.sql")
+REMEDY = ("start that server, or set MLFLOW_TRACKING_URI to another one, or unset it to track into sqlite under "
+          "NEUROFLEET_HOME")
+
+
+def store_uri() -> str:
+    configured = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return configured or f"sqlite:///{paths.home() / 'mlflow' / 'mlflow.db'}"
+
+
+def artifact_root() -> Path:
+    """Where artifacts lie when no server takes them.
+
+    The local platform's MLflow server must use it too, as `--default-artifact-root` with `--no-serve-artifacts`:
+    then a run made through the server and one made without it can read each other's files.
+    """
+    return paths.home() / "mlflow" / "artifacts"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+
+
+def prepare_store(uri: str | None = None) -> None:
+    """Make the sqlite database if there is none (whole or not at all; safe for many processes at once) and set WAL."""
+    database = sqlite_file(uri or store_uri())
+    if database is None:
+        return
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with open(database.with_name(f".{database.name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not database.exists() or database.stat().st_size == 0:
+                _create(database)
+            with sqlite3.connect(database, timeout=20) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+            connection.close()
+    except (OSError, sqlite3.Error) as error:
+        raise UnreachableError(f"tracking needs a writable sqlite database, got {error} for {database}; "
+                               "mend that, or set MLFLOW_TRACKING_URI or NEUROFLEET_HOME to another place") from error
+
+
+def _create(database: Path) -> None:
+    """Build beside its final name, then rename: nobody ever sees half a database."""
+    built = database.with_name(f".{database.name}-new")
+    built.unlink(missing_ok=True)
+    try:
+        if SCHEMA.is_file() and f"mlflow {importlib.metadata.version('mlflow')}" in SCHEMA.open().readline():
+            connection = sqlite3.connect(built)
+            connection.executescript(SCHEMA.read_text())
+        else:
+            migrate(built)
+            connection = sqlite3.connect(built)
+        # MLflow's pages expect experiment 0; left to itself MLflow would put its artifacts under the working directory.
+        now = int(time.time() * 1000)
+        connection.execute("INSERT OR IGNORE INTO experiments (experiment_id, name, artifact_location, lifecycle_stage,"
+                           " creation_time, last_update_time, workspace) VALUES (0, 'Default', ?, 'active', ?, ?,"
+                           " 'default')", (str(artifact_root() / "0"), now, now))
+        connection.commit()
+        connection.close()
+        built.rename(database)
+    finally:
+        built.unlink(missing_ok=True)
+
+
+def migrate(database: Path) -> None:
+    """MLflow's own way: every migration since its first version."""
+    from mlflow.store.db import utils
+
+    engine = utils.create_sqlalchemy_engine(f"sqlite:///{database}")
+    utils._initialize_tables(engine)
+    engine.dispose()
+
+
+def check_reachable(uri: str) -> None:
+    """Raise UnreachableError within seconds where MLflow's own retries would take minutes."""
+    parts = urllib.parse.urlsplit(uri)
+    if parts.scheme in ("http", "https"):
+        _check_http(uri)
+    elif parts.scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
+        _check_socket(uri, parts)
+    elif parts.scheme not in ("sqlite", "databricks", "databricks-uc"):
+        raise ConfigError(f"MLFLOW_TRACKING_URI needs a server (http://...) or a database (sqlite:///..., "
+                          f"postgresql://...), got {shown(uri)!r}; {REMEDY}")
+
+
+def _check_http(uri: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+            return
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403, 404):  # it lives; a gateway before it may guard or hide /health
+            return
+        reason = f"HTTP {error.code}"
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "reason", error))
+    raise UnreachableError(f"tracking needs the MLflow server at {shown(uri)}, which does not answer ({reason}); "
+                           f"{REMEDY}")
+
+
+def _check_socket(uri: str, parts: urllib.parse.SplitResult) -> None:
+    import sqlalchemy
+
+    ports = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+    try:
+        port = parts.port or ports[parts.scheme.split("+")[0]]
+        socket.create_connection((parts.hostname or "localhost", port), timeout=5).close()
+        sqlalchemy.create_engine(uri).connect().close()
+    except (OSError, ImportError, sqlalchemy.exc.SQLAlchemyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnreachableError(f"tracking needs the database at {shown(uri)}, got: {reason}; {REMEDY}") from error
+
+
+def shown(uri: str) -> str:
+    """The address without the password that it may hold."""
+    parts = urllib.parse.urlsplit(uri)
+    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
+
+
+def ui_address(run_id: str) -> str:
+    """Where to look at a run: a link while a server runs, else how to open one."""
+    about = json.loads((paths.run(run_id) / "tracking" / "run.json").read_text())
+    page = f"#/experiments/{about['experiment_id']}/runs/{run_id}"
+    if about["uri"].startswith("http"):
+        return f"{about['uri'].rstrip('/')}/{page}"
+    platform = paths.home() / "platform.json"
+    if platform.is_file() and sqlite_file(about["uri"]) == paths.home() / "mlflow" / "mlflow.db":
+        return f"{json.loads(platform.read_text())['mlflow']['address'].rstrip('/')}/{page}"
+    return f"run {run_id} of {shown(about['uri'])} (to open it: neurofleet up)"
+
+
+def write_schema() -> None:
+    """Write schema.sql for the installed MLflow."""
+    with tempfile.TemporaryDirectory() as folder:
+        SCHEMA.write_text(dump(Path(folder) / "mlflow.db"))
+
+
+def dump(database: Path) -> str:
+    """The text of schema.sql, from a real migration into `database`."""
+    migrate(database)
+    connection = sqlite3.connect(database)
+    revision = connection.execute("SELECT version_num FROM alembic_version").fetchone()[0]
+    lines = [f"-- mlflow {importlib.metadata.version('mlflow')}, alembic revision {revision}; made by "
+             "neurofleet.tracking.store.write_schema, never by hand", *connection.iterdump()]
+    connection.close()
+    return "\n".join(lines) + "\n"
