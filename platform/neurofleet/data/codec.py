@@ -7,7 +7,7 @@ in raw units too.  Regression targets are standardised likewise, and `decode` tu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ def encode(table: pa.Table | pd.DataFrame | np.ndarray, spec: DataSpec, where: s
     """
     values = tables.input_array(table, spec, where)
     # Pixels are exact in float32; a table's numbers may be large and close together, so float64 until standardised.
-    exact = np.float32 if spec.kind == "image" else np.float64
+    exact: Any = np.float32 if spec.kind == "image" else np.float64
     each = (1, -1) + (1,) * (len(spec.shape) - 1)
     mean = np.asarray(spec.input_mean, dtype=exact).reshape(each)
     std = np.asarray(spec.input_std, dtype=exact).reshape(each)

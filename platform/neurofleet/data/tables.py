@@ -8,14 +8,15 @@ outside 0 to 255, a label outside the spec.  Columns that nobody asked for are i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from neurofleet.errors import DataError, nearest
+from neurofleet.data import catalog
+from neurofleet.errors import DataError
 from neurofleet.spec import DataSpec
 
 
@@ -24,22 +25,20 @@ def read_columns(path: Path, columns: Iterable[str]) -> pa.Table:
     import pyarrow.parquet
 
     columns = list(columns)
+    again = f"make the dataset again with: {catalog.remedy(path.parent.name)}"
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            require(columns, file.schema_arrow.names, str(path))
+            require(columns, file.schema_arrow.names, str(path), again)
             return file.read(columns=columns)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} needs to be a readable Parquet file: {error}; "
-                        "prepare the dataset again with: neurofleet data prepare " + path.parent.name) from error
+        raise DataError(f"{path} needs to be a readable Parquet file: {error}; {again}") from error
 
 
-def require(needed: Iterable[str], present: Iterable[str], where: str) -> None:
-    present = list(present)
+def require(needed: Sequence[str], present: Sequence[str], where: str, remedy: str) -> None:
     lacking = [name for name in needed if name not in present]
     if lacking:
         shown = ", ".join(repr(name) for name in lacking[:5]) + (" ..." if len(lacking) > 5 else "")
-        raise DataError(f"{where} lacks {len(lacking)} of the columns that the dataset needs: {shown}; "
-                        f"{nearest(lacking[0], present)}")
+        raise DataError(f"{where} needs {len(needed)} columns and lacks {len(lacking)} of them: {shown}; {remedy}")
 
 
 def input_array(table: Any, spec: DataSpec, where: str) -> np.ndarray:
@@ -47,7 +46,7 @@ def input_array(table: Any, spec: DataSpec, where: str) -> np.ndarray:
     if isinstance(table, np.ndarray):
         values = _expect_shape(table, spec, where)
     elif spec.kind == "image":
-        require(spec.inputs, _names(table), where)
+        _require_columns(table, spec.inputs, where)
         values = _expect_shape(_image_column(table, spec, where), spec, where)
     else:
         values = number_columns(table, spec.inputs, where)
@@ -61,10 +60,9 @@ def input_array(table: Any, spec: DataSpec, where: str) -> np.ndarray:
     return flat.reshape(values.shape)
 
 
-def number_columns(table: Any, columns: Iterable[str], where: str) -> np.ndarray:
+def number_columns(table: Any, columns: Sequence[str], where: str) -> np.ndarray:
     """Named columns of a table as finite float64 [N,C]."""
-    columns = list(columns)
-    require(columns, _names(table), where)
+    _require_columns(table, columns, where)
     return np.stack([_number_column(table, name, where) for name in columns], axis=1)
 
 
@@ -84,19 +82,22 @@ def check_labels(values: np.ndarray, num_labels: int, column: str, where: str, n
                         "correct them, or the classes in spec.json")
 
 
-def _names(table: Any) -> list[str]:
+def _require_columns(table: Any, needed: Sequence[str], where: str) -> None:
     if isinstance(table, pa.Table):
-        return list(table.column_names)
-    if hasattr(table, "columns") and hasattr(table, "iloc"):
-        return [str(name) for name in table.columns]
-    raise DataError(f"inputs need to be a pyarrow Table, a pandas DataFrame or a numpy array, got {type(table)}")
+        names = list(table.column_names)
+    elif hasattr(table, "columns") and hasattr(table, "iloc"):  # pandas may not be installed
+        names = list(table.columns)
+    else:
+        raise DataError(f"{where} needs to be a pyarrow Table, a pandas DataFrame or a numpy array, got "
+                        f"{type(table).__name__}; name the columns {', '.join(needed[:5])}")
+    require(needed, names, where, f"it has {', '.join(str(name) for name in names[:20]) or 'no columns'}")
 
 
 def _number_column(table: Any, name: str, where: str) -> np.ndarray:
     column = table.column(name) if isinstance(table, pa.Table) else table[name]
     try:
         if isinstance(table, pa.Table):
-            values = column.cast(pa.float64()).to_numpy()
+            values = _to_numpy(column.cast(pa.float64()).combine_chunks())
         else:
             values = column.to_numpy(dtype=np.float64, na_value=math.nan)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError) as error:
@@ -105,6 +106,11 @@ def _number_column(table: Any, name: str, where: str) -> np.ndarray:
                         "encode text as numbers first") from error
     check_finite(values, name, where)
     return values
+
+
+def _to_numpy(array: pa.Array) -> np.ndarray:
+    """Missing values become NaN.  DLPack, since `pa.Array.to_numpy` imports pandas: half a second of every run."""
+    return array.to_numpy(zero_copy_only=False) if array.null_count else np.from_dlpack(array)
 
 
 def _image_column(table: Any, spec: DataSpec, where: str) -> np.ndarray:
@@ -118,7 +124,7 @@ def _image_column(table: Any, spec: DataSpec, where: str) -> np.ndarray:
         if column.null_count:
             raise DataError(f"{where}: column {name!r} needs an image in each row, {column.null_count} are missing; "
                             "drop these rows")
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+        return _to_numpy(column.flatten()).reshape(len(column), column.type.list_size)
     try:
         images = [np.asarray(image) for image in table[name]]
         return np.stack(images) if images else np.empty((0, *spec.shape), dtype=np.uint8)
