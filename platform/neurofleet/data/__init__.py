@@ -1,6 +1,7 @@
 """Datasets: DVC-tracked folders of Parquet with a `DataSpec`, and what reads them.
 
     splits.py    which row goes where, and the statistics that standardise it (numpy alone)
+    write.py     from a source's arrays to Parquet and spec.json
     codec.py     between the user's terms (tables, images, class names) and a network's tensors
     parquet.py   the data module
     digest.py    the digest that `dvc.lock` holds, from the files themselves
@@ -21,8 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ParquetDataModule", "Rows", "decode", "encode", "encode_targets"]
 
-_MODULE = {"ParquetDataModule": "parquet", "Rows": "parquet",
-           "decode": "codec", "encode": "codec", "encode_targets": "codec"}
+_MODULE = {
+    "ParquetDataModule": "parquet",
+    "Rows": "parquet",
+    "decode": "codec",
+    "encode": "codec",
+    "encode_targets": "codec",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -39,8 +39,9 @@ def locate(name: str) -> Path:
     folder = paths.data() / name
     lacking = _lacking(folder)
     if lacking:
-        raise DataError(f"dataset {name!r} is not prepared: {folder} lacks {', '.join(lacking)}; "
-                        f"make it with: {remedy(name)}")
+        raise DataError(
+            f"dataset {name!r} is not prepared: {folder} lacks {', '.join(lacking)}; make it with: {remedy(name)}"
+        )
     return folder
 
 
@@ -62,8 +63,11 @@ def locked_digests() -> dict[str, str]:
 
     stages = yaml.safe_load(path.read_text())["stages"]
     outs = (out for stage in stages.values() for out in stage.get("outs", ()))
-    return {Path(out["path"]).name: out["md5"].removesuffix(".dir")
-            for out in outs if Path(out["path"]).parent == Path("data")}
+    return {
+        Path(out["path"]).name: out["md5"].removesuffix(".dir")
+        for out in outs
+        if Path(out["path"]).parent == Path("data")
+    }
 
 
 def listing() -> list[dict[str, Any]]:
@@ -83,8 +87,11 @@ def describe(name: str) -> dict[str, Any]:
     Raises DataError for a name that is unknown or not prepared.
     """
     folder, spec = locate(name), load_spec(name)
-    return {**_summary(name, locked_digests()), "spec": spec.to_dict(),
-            "balance": {stage: _balance(folder / f"{stage}.parquet", spec) for stage in STAGES}}
+    return {
+        **_summary(name, locked_digests()),
+        "spec": spec.to_dict(),
+        "balance": {stage: _balance(folder / f"{stage}.parquet", spec) for stage in STAGES},
+    }
 
 
 def print_listing(console: Console) -> None:
@@ -97,9 +104,15 @@ def print_listing(console: Console) -> None:
         if summary["state"] == "missing":
             table.add_row(summary["name"], "[yellow]missing[/]", *[""] * 7)
             continue
-        table.add_row(summary["name"], _coloured(summary["state"]), summary["task"], summary["kind"],
-                      _shape(summary["shape"]), *(str(summary["num_rows"][stage]) for stage in STAGES),
-                      summary["digest"][:12])
+        table.add_row(
+            summary["name"],
+            _coloured(summary["state"]),
+            summary["task"],
+            summary["kind"],
+            _shape(summary["shape"]),
+            *(str(summary["num_rows"][stage]) for stage in STAGES),
+            summary["digest"][:12],
+        )
     console.print(table)
     missing = [summary["name"] for summary in summaries if summary["state"] == "missing"]
     if missing:
@@ -117,9 +130,15 @@ def print_description(name: str, console: Console) -> None:
     if about["state"] == "modified":
         state += f" (dvc.lock says {about['locked_digest']}; restore it with: {remedy(name)})"
     inputs = ", ".join(spec["inputs"]) if len(spec["inputs"]) <= 40 else f"{len(spec['inputs'])} columns"
-    for label, value in (("name", name), ("state", state), ("digest", about["digest"]), ("task", about["task"]),
-                         ("inputs", f"{about['kind']} {_shape(about['shape'])}: {inputs}"),
-                         ("targets", ", ".join(spec["targets"])), ("source", about["source"])):
+    for label, value in (
+        ("name", name),
+        ("state", state),
+        ("digest", about["digest"]),
+        ("task", about["task"]),
+        ("inputs", f"{about['kind']} {_shape(about['shape'])}: {inputs}"),
+        ("targets", ", ".join(spec["targets"])),
+        ("source", about["source"]),
+    ):
         facts.add_row(f"[bold]{label}[/]", value)
     console.print(facts)
     console.print(_balance_table(about))
@@ -133,9 +152,15 @@ def _balance_table(about: dict[str, Any]) -> Table:
     table = Table("target" if regression else "class", *(f"{stage} ({num_rows[stage]} rows)" for stage in STAGES))
     for label in balance["train"]:
         cells = [balance[stage][label] for stage in STAGES]
-        table.add_row(label, *(f"{cell['mean']:.4g} ± {cell['std']:.4g}, {cell['min']:.4g} to {cell['max']:.4g}"
-                               if regression else f"{cell} ({cell / max(num_rows[stage], 1):.1%})"
-                               for stage, cell in zip(STAGES, cells, strict=True)))
+        table.add_row(
+            label,
+            *(
+                f"{cell['mean']:.4g} ± {cell['std']:.4g}, {cell['min']:.4g} to {cell['max']:.4g}"
+                if regression
+                else f"{cell} ({cell / max(num_rows[stage], 1):.1%})"
+                for stage, cell in zip(STAGES, cells, strict=True)
+            ),
+        )
     return table
 
 
@@ -158,8 +183,17 @@ def _summary(name: str, locked: dict[str, str]) -> dict[str, Any]:
         return {"name": name, "state": "missing", "remedy": remedy(name)}
     spec, digest = load_spec(name), folder_digest(folder)
     state = "untracked" if name not in locked else "prepared" if locked[name] == digest else "modified"
-    return {"name": name, "state": state, "kind": spec.kind, "task": spec.task, "shape": spec.shape,
-            "num_rows": dict(spec.num_rows), "digest": digest, "locked_digest": locked.get(name), "source": spec.source}
+    return {
+        "name": name,
+        "state": state,
+        "kind": spec.kind,
+        "task": spec.task,
+        "shape": spec.shape,
+        "num_rows": dict(spec.num_rows),
+        "digest": digest,
+        "locked_digest": locked.get(name),
+        "source": spec.source,
+    }
 
 
 def _balance(path: Path, spec: DataSpec) -> dict[str, Any]:
@@ -169,8 +203,15 @@ def _balance(path: Path, spec: DataSpec) -> dict[str, Any]:
 
     values = tables.number_columns(tables.read_columns(path, spec.targets), spec.targets, str(path))
     if spec.task == "regression":
-        return {name: {"mean": float(column.mean()), "std": float(column.std()), "min": float(column.min()),
-                       "max": float(column.max())} for name, column in zip(spec.targets, values.T, strict=True)}
+        return {
+            name: {
+                "mean": float(column.mean()),
+                "std": float(column.std()),
+                "min": float(column.min()),
+                "max": float(column.max()),
+            }
+            for name, column in zip(spec.targets, values.T, strict=True)
+        }
     if spec.task == "multilabel":
         return {name: int(column.sum()) for name, column in zip(spec.targets, values.T, strict=True)}
     tables.check_labels(values[:, 0], len(spec.classes), spec.targets[0], str(path), ", ".join(spec.classes[:10]))

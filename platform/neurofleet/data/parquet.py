@@ -45,8 +45,10 @@ class ParquetDataModule(LightningDataModule):
         _check_count("data.batch_size", batch_size, at_least=1)
         _check_count("data.split", split, at_least=0)
         if list(train_splits) not in TRAINABLE:
-            raise ConfigError(f"data.train_splits needs to be [train] or [train, val], got {list(train_splits)}; "
-                              "test rows are never trained on")
+            raise ConfigError(
+                f"data.train_splits needs to be [train] or [train, val], got {list(train_splits)}; "
+                "test rows are never trained on"
+            )
         self.folder = catalog.locate(name)
         self.name = name
         self.batch_size = batch_size
@@ -73,8 +75,9 @@ class ParquetDataModule(LightningDataModule):
         if stage not in self._rows:
             where = str(self.folder / f"{stage}.parquet") if self.split == 0 else f"{self.folder} ({stage})"
             table = self._tables[stage]
-            self._rows[stage] = Rows(codec.encode(table, self.spec, where),
-                                     codec.encode_targets(table, self.spec, where))
+            self._rows[stage] = Rows(
+                codec.encode(table, self.spec, where), codec.encode_targets(table, self.spec, where)
+            )
         return self._rows[stage]
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
@@ -97,8 +100,12 @@ class ParquetDataModule(LightningDataModule):
         if self.split:
             pool = pa.concat_tables(stages.values())
             targets = tables.number_columns(pool, self._stored.targets, str(self.folder))
-            parts = splits.assign(pool.column("row").to_numpy(), splits.strata(targets, self._stored.task),
-                                  self._stored.num_rows, self.split)
+            parts = splits.assign(
+                pool.column("row").to_numpy(),
+                splits.strata(targets, self._stored.task),
+                self._stored.num_rows,
+                self.split,
+            )
             stages = {stage: pool.take(pa.array(part)) for stage, part in parts.items()}
         if self.train_splits == ("train", "val"):
             stages["train"] = pa.concat_tables([stages["train"], stages["val"]])
@@ -109,15 +116,18 @@ class ParquetDataModule(LightningDataModule):
         path = self.folder / f"{stage}.parquet"
         table = tables.read_columns(path, ("row", *self._stored.inputs, *self._stored.targets))
         if table.num_rows != self._stored.num_rows[stage]:
-            raise DataError(f"{path} needs the {self._stored.num_rows[stage]} rows that spec.json says, got "
-                            f"{table.num_rows}; make it again with: {catalog.remedy(self.folder.name)}")
+            raise DataError(
+                f"{path} needs the {self._stored.num_rows[stage]} rows that spec.json says, got "
+                f"{table.num_rows}; make it again with: {catalog.remedy(self.folder.name)}"
+            )
         return table
 
 
 def _check_count(key: str, value: int, at_least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigError(f"{key} needs a whole number of at least {at_least}, got {value!r}; set {key}={at_least} "
-                          "or more")
+        raise ConfigError(
+            f"{key} needs a whole number of at least {at_least}, got {value!r}; set {key}={at_least} or more"
+        )
 
 
 def _measured(stored: DataSpec, stages: dict[str, pa.Table]) -> DataSpec:
@@ -127,5 +137,11 @@ def _measured(stored: DataSpec, stages: dict[str, pa.Table]) -> DataSpec:
     targets = tables.number_columns(train, stored.targets, f"dataset {stored.name!r}")
     mean, std = splits.statistics(inputs, stored.kind)
     target_mean, target_std = splits.statistics(targets, "tabular") if stored.task == "regression" else ((), ())
-    return dataclasses.replace(stored, input_mean=mean, input_std=std, target_mean=target_mean, target_std=target_std,
-                               num_rows={stage: table.num_rows for stage, table in stages.items()})
+    return dataclasses.replace(
+        stored,
+        input_mean=mean,
+        input_std=std,
+        target_mean=target_mean,
+        target_std=target_std,
+        num_rows={stage: table.num_rows for stage, table in stages.items()},
+    )

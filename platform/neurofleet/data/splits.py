@@ -71,7 +71,7 @@ def assign(rows: np.ndarray, row_strata: np.ndarray, sizes: Mapping[str, int], s
     places = (2 * ranks + 1) / np.repeat(2 * counts, counts)
     order = by_stratum[np.lexsort((row_keys[by_stratum], places))]
     test, val = sizes["test"], sizes["val"]
-    return {"train": order[test + val:], "val": order[test:test + val], "test": order[:test]}
+    return {"train": order[test + val :], "val": order[test : test + val], "test": order[:test]}
 
 
 def statistics(values: np.ndarray, kind: Kind) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -69,17 +69,21 @@ def number_columns(table: Any, columns: Sequence[str], where: str) -> np.ndarray
 def check_finite(values: np.ndarray, column: str, where: str) -> None:
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise DataError(f"{where}: column {column!r} needs finite numbers, got {len(bad)} that are NaN, infinite or "
-                        f"missing, the first in row {bad[0]} (counting from 0); fill or drop these rows")
+        raise DataError(
+            f"{where}: column {column!r} needs finite numbers, got {len(bad)} that are NaN, infinite or "
+            f"missing, the first in row {bad[0]} (counting from 0); fill or drop these rows"
+        )
 
 
 def check_labels(values: np.ndarray, num_labels: int, column: str, where: str, names: str) -> None:
     """Labels [N] must be whole numbers from 0 to num_labels - 1."""
     bad = np.flatnonzero((values != np.floor(values)) | (values < 0) | (values >= num_labels))
     if len(bad):
-        raise DataError(f"{where}: column {column!r} needs labels 0 to {num_labels - 1} ({names}), got "
-                        f"{values[bad[0]]:g} in row {bad[0]} (counting from 0), {len(bad)} such rows in all; "
-                        "correct them, or the classes in spec.json")
+        raise DataError(
+            f"{where}: column {column!r} needs labels 0 to {num_labels - 1} ({names}), got "
+            f"{values[bad[0]]:g} in row {bad[0]} (counting from 0), {len(bad)} such rows in all; "
+            "correct them, or the classes in spec.json"
+        )
 
 
 def _require_columns(table: Any, needed: Sequence[str], where: str) -> None:
@@ -88,8 +92,10 @@ def _require_columns(table: Any, needed: Sequence[str], where: str) -> None:
     elif hasattr(table, "columns") and hasattr(table, "iloc"):  # pandas may not be installed
         names = list(table.columns)
     else:
-        raise DataError(f"{where} needs to be a pyarrow Table, a pandas DataFrame or a numpy array, got "
-                        f"{type(table).__name__}; name the columns {', '.join(needed[:5])}")
+        raise DataError(
+            f"{where} needs to be a pyarrow Table, a pandas DataFrame or a numpy array, got "
+            f"{type(table).__name__}; name the columns {', '.join(needed[:5])}"
+        )
     require(needed, names, where, f"it has {', '.join(str(name) for name in names[:20]) or 'no columns'}")
 
 
@@ -102,8 +108,9 @@ def _number_column(table: Any, name: str, where: str) -> np.ndarray:
             values = column.to_numpy(dtype=np.float64, na_value=math.nan)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError) as error:
         kind = column.type if isinstance(table, pa.Table) else column.dtype
-        raise DataError(f"{where}: column {name!r} needs numbers, got {kind} ({error}); "
-                        "encode text as numbers first") from error
+        raise DataError(
+            f"{where}: column {name!r} needs numbers, got {kind} ({error}); encode text as numbers first"
+        ) from error
     check_finite(values, name, where)
     return values
 
@@ -119,26 +126,31 @@ def _image_column(table: Any, spec: DataSpec, where: str) -> np.ndarray:
     if isinstance(table, pa.Table):
         column = table.column(name).combine_chunks()
         if not pa.types.is_fixed_size_list(column.type):
-            raise DataError(f"{where}: column {name!r} needs a fixed-size list of uint8 for each image, "
-                            f"got {column.type}")
+            raise DataError(
+                f"{where}: column {name!r} needs a fixed-size list of uint8 for each image, got {column.type}"
+            )
         if column.null_count:
-            raise DataError(f"{where}: column {name!r} needs an image in each row, {column.null_count} are missing; "
-                            "drop these rows")
+            raise DataError(
+                f"{where}: column {name!r} needs an image in each row, {column.null_count} are missing; drop these rows"
+            )
         return _to_numpy(column.flatten()).reshape(len(column), column.type.list_size)
     try:
         images = [np.asarray(image) for image in table[name]]
         return np.stack(images) if images else np.empty((0, *spec.shape), dtype=np.uint8)
     except ValueError as error:
-        raise DataError(f"{where}: column {name!r} needs images of one size, {spec.shape}, in each row; "
-                        f"got different ones ({error})") from error
+        raise DataError(
+            f"{where}: column {name!r} needs images of one size, {spec.shape}, in each row; "
+            f"got different ones ({error})"
+        ) from error
 
 
 def _expect_shape(values: np.ndarray, spec: DataSpec, where: str) -> np.ndarray:
     """Rows of the spec's shape; an image column may be flat."""
     flat_image = spec.kind == "image" and values.shape[1:] == (spec.num_inputs,)
     if values.ndim == 0 or (values.shape[1:] != spec.shape and not flat_image):
-        raise DataError(f"{where} needs rows of shape {spec.shape} for {spec.name!r}, got an array of shape "
-                        f"{values.shape}")
+        raise DataError(
+            f"{where} needs rows of shape {spec.shape} for {spec.name!r}, got an array of shape {values.shape}"
+        )
     return values.reshape(len(values), *spec.shape)
 
 
@@ -148,6 +160,8 @@ def _checked_pixels(values: np.ndarray, column: str, where: str) -> np.ndarray:
     rows = values.reshape(len(values), math.prod(values.shape[1:]))
     bad = np.flatnonzero(~((rows >= 0) & (rows <= 255)).all(axis=1))
     if len(bad):
-        raise DataError(f"{where}: column {column!r} needs pixels from 0 to 255, got {len(bad)} rows with NaN or other "
-                        f"values, the first is row {bad[0]} (counting from 0)")
+        raise DataError(
+            f"{where}: column {column!r} needs pixels from 0 to 255, got {len(bad)} rows with NaN or other "
+            f"values, the first is row {bad[0]} (counting from 0)"
+        )
     return values.astype(np.float32)
