@@ -11,6 +11,7 @@ import json
 import os
 import select
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import Any
 from neurofleet import errors
 from neurofleet.errors import NeurofleetError, UnreachableError, UserError
 from neurofleet.tracking import records
+from neurofleet.tracking.opening import create_run, find_run
 from neurofleet.tracking.store import check_reachable, prepare_store, shown
 
 SHIP_SECONDS = 1.0
@@ -43,6 +45,7 @@ class Child:
         self.inbox = b""
         self.alive = True  # the training process
         self.finishing = False
+        self.swept = False
 
     # start
 
@@ -55,7 +58,7 @@ class Child:
         from mlflow.exceptions import MlflowException
 
         try:
-            run = self._find() if self.run_id else self._create()
+            run = find_run(self.client, self.order) if self.run_id else create_run(self.client, self.order)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise UserError(f"there is no run {self.run_id!r} at {shown(uri)}; list them with: mlflow runs list") \
@@ -69,36 +72,6 @@ class Child:
         from mlflow import MlflowClient
 
         self.client = MlflowClient(self.order["uri"], self.order["uri"])
-
-    def _find(self) -> Any:
-        run = self.client.get_run(self.run_id)
-        if self.order.get("reopen"):
-            self.client.update_run(self.run_id, status="RUNNING")
-        return run
-
-    def _create(self) -> Any:
-        import getpass
-
-        with contextlib.suppress(KeyError, OSError):  # a container's user may have no name
-            self.order["tags"].setdefault("mlflow.user", getpass.getuser())
-        tags = {"mlflow.source.name": self.order["command"], "mlflow.source.type": "LOCAL", **self.order["tags"]}
-        return self.client.create_run(self._experiment(), tags=tags, run_name=self.order["run_name"])
-
-    def _experiment(self) -> str:
-        """The experiment's id, made where it is lacking; somebody else may make it in the same moment."""
-        from mlflow.exceptions import MlflowException
-
-        name = self.order["experiment"]
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            local = self.order["uri"].startswith("sqlite")
-            try:
-                return str(self.client.create_experiment(name, self.order["artifact_root"] if local else None))
-            except MlflowException as error:
-                found = self.client.get_experiment_by_name(name)
-                if found is None:
-                    raise error
-        return str(found.experiment_id)
 
     # the middle
 
@@ -115,7 +88,10 @@ class Child:
                 if time.monotonic() >= next_sample:
                     self._sample(sampler, int(time.time() - began))
                     next_sample = time.monotonic() + SYSTEM_SECONDS
-                failures = 0 if self._attempt(self.delivery.ship) else failures + 1
+                worked = self._attempt(self.delivery.ship)
+                if worked and not self.swept:
+                    worked = self._attempt(self._sweep)
+                failures = 0 if worked else failures + 1
             self.listen(min(SHIP_SECONDS * 2 ** failures, 8.0))
 
     def _sample(self, sampler: Any, step: int) -> None:
@@ -124,13 +100,19 @@ class Child:
         with open(self.delivery.spool, "ab", buffering=0) as spool:
             spool.write(records.encode_rows([(step, float("nan"), sampler.sample())], now, now))
 
+    def _sweep(self) -> None:
+        """Finish what dead processes left of the runs here: once, and this run once more before it ends."""
+        from neurofleet.tracking.orphans import deliver_orphans
+
+        runs = self.run_id if self.swept else "*"
+        deliver_orphans(self.client, self.delivery.spool.parents[2].glob(f"{runs}/tracking/*.jsonl"))
+        self.swept = True
+
     def listen(self, seconds: float) -> None:
         """Wait for a message of the training process, or its death."""
-        if os.getppid() != self.order["owner"]:
-            self.alive = False
-            return
         ready, _, _ = select.select([0], [], [], seconds)
-        if not ready:
+        if not ready:  # processes forked by the training process may hold the other end of stdin open
+            self.alive = os.getppid() == self.order["owner"]
             return
         received = os.read(0, 1 << 16)
         self.alive = bool(received)
@@ -162,7 +144,7 @@ class Child:
             return {"error": UnreachableError.__name__, "message": (
                 f"MLflow at {shown(self.order['uri'])} has not answered for {patience:.0f} s; the records of run "
                 f"{self.run_id} wait in {self.delivery.spool}, and the next tracked run delivers them")}
-        if self.order["own"] and not self._insist(self._end, patience):
+        if not self._insist(self._end, patience):
             return {"error": UnreachableError.__name__, "message": (
                 f"MLflow at {shown(self.order['uri'])} went away before the end of run {self.run_id} was set; "
                 "it still shows as RUNNING, and the next tracked run mends that")}
@@ -172,10 +154,16 @@ class Child:
         return {"finished": self.run_id}
 
     def _end(self) -> None:
-        status = self.delivery.end if self.delivery is not None else None
-        if status is None:
-            self.client.set_tag(self.run_id, "failure", "the training process died without a word")
-        self.client.set_terminated(self.run_id, status or "FAILED")
+        from neurofleet.tracking.orphans import end_run
+
+        if self.delivery is None:
+            end_run(self.client, self.run_id, None)
+            return
+        if self.order["own"]:
+            self._sweep()
+            end_run(self.client, self.run_id, self.delivery.end)
+        self.delivery.concluded = True
+        self.delivery.save()
 
     def _insist(self, action: Callable[[], Any], patience: float) -> bool:
         """Repeat until it works; False after `patience` seconds."""
@@ -192,7 +180,7 @@ class Child:
 
         try:
             action()
-        except (MlflowException, OSError) as error:
+        except (MlflowException, OSError, sqlite3.Error) as error:
             print(f"{time.strftime('%F %T')} will try again: {type(error).__name__}: {str(error)[:500]}",
                   file=sys.stderr, flush=True)
             return False
@@ -210,12 +198,12 @@ def main() -> None:
     os.dup2(2, 1)  # nothing but answers goes to the training process
     os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
     order = json.loads(read_line())
+    os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = order["artifact_root"]
     child = Child(order)
     if "spool" in order:
         child.connect()
         child.take(Path(order["spool"]))
     else:
-        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = order["artifact_root"]
         try:
             answer = child.start()
         except NeurofleetError as error:

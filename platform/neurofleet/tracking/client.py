@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import subprocess
@@ -82,7 +83,7 @@ class Tracker:
         self._write(records.encode_rows(rows, self._since, now))
         if now - self._checked > CHECK_SECONDS * 1000:
             self._checked = now
-            if self._child.poll() is not None:
+            if self._child.poll() is not None and self._num_starts < MAX_STARTS:
                 self._restart()
         self._since = now
 
@@ -114,8 +115,8 @@ class Tracker:
         self._record({"end": status if self._order["own"] else None})
         self._finished = True
         answer = self._ask_to_finish()
-        self._child.wait()
-        os.close(self._spool) if self._spool is not None else None
+        assert self._spool is not None
+        os.close(self._spool)
         if "error" in answer:
             raise getattr(errors, answer["error"])(answer["message"])
         if self._failure:
@@ -161,12 +162,12 @@ class Tracker:
         if "run_id" not in answer:
             self._finished = True
             self._child.wait()
+            self._noise.seek(0)
+            noise = self._noise.read().decode(errors="replace")[-2000:]
             self._close_pipes()
             if "error" in answer:
                 raise getattr(errors, answer["error"])(answer["message"])
-            self._noise.seek(0)
-            raise RunError("tracking could not start: its process died, saying\n"
-                           + self._noise.read().decode(errors="replace")[-2000:])
+            raise RunError(f"tracking could not start: its process died, saying\n{noise}")
         self._order["run_id"] = answer["run_id"]
         folder = self._folder_of(answer["run_id"]) / "tracking"
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,6 +175,7 @@ class Tracker:
         (folder / "run.json").write_text(json.dumps(about) + "\n")
         self._spool_path = folder / f"{time.time_ns()}.jsonl"
         self._spool = os.open(self._spool_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        fcntl.flock(self._spool, fcntl.LOCK_EX)  # until this process is dead: see delivery.py
         self._record({"open": {name: self._order[name] for name in ("uri", "run_id", "own")}})
         if self._order.get("params"):
             self.log_params(self._order["params"])
@@ -215,4 +217,5 @@ class Tracker:
             assert pipe is not None
             with contextlib.suppress(BrokenPipeError):  # unsent bytes for a child that is gone
                 pipe.close()
+        self._noise.close()
         self._child.wait()

@@ -1,8 +1,7 @@
 """From a spool file to MLflow: in order, each record once.
 
 The offset up to which a spool was delivered lies beside it (`<spool>.state`, replaced atomically and synced after
-each batch).  A child that died between sending and saving sends that batch again; MLflow keeps one row.  A spool is
-locked while somebody delivers it, so whoever finds one unlocked and unended may finish it: its child is dead.
+each batch).  A child that died between sending and saving sends that batch again; MLflow keeps one row.
 """
 
 from __future__ import annotations
@@ -12,10 +11,13 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from neurofleet.tracking import records
+from neurofleet.tracking.bulk import METRICS_PER_TRANSACTION, SqliteMetrics
+from neurofleet.tracking.lineage import dataset_input, shorten
 from neurofleet.tracking.records import Point
+from neurofleet.tracking.store import schema_is_known, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 READ_BYTES = 1 << 20
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
-VALUE_LIMIT = 6000
 PERMANENT = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS",
              "PERMISSION_DENIED", "INVALID_STATE", "MALFORMED_REQUEST", "ENDPOINT_NOT_FOUND"}
 """MLflow's answers that stay the same however often one asks; any other failure is tried again"""
@@ -42,15 +43,17 @@ class Delivery:
         self.refused: list[str] = state.get("refused", [])
         self.ended: bool = state.get("ended", False)
         self.end: str | None = state.get("end")
+        self.concluded: bool = state.get("concluded", False)
         self.known: set[tuple[str, float, int]] | None = None
+        self.names: set[str] = set()
+        self.refused_names: set[str] = set()
+        database = sqlite_file(client.tracking_uri)
+        self.bulk = SqliteMetrics(database, run_id) if database and schema_is_known() else None
 
     def lock(self) -> bool:
-        """Whether this process may deliver the spool."""
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        """Whether this process may deliver the spool; held until the process ends."""
+        self.lock_file = open(self.spool.with_suffix(".lock"), "w")  # noqa: SIM115
+        return try_lock(self.lock_file)
 
     def ship(self) -> int:
         """Send all whole lines; the number of records sent."""
@@ -75,7 +78,7 @@ class Delivery:
                     points = self._metrics(points)
                     self._send(record)
             self._metrics(points)
-            self._save()
+            self.save()
         return num_records
 
     def _read(self) -> list[bytes]:
@@ -89,25 +92,34 @@ class Delivery:
     def _metrics(self, points: list[Point]) -> list[Point]:
         from mlflow.entities import Metric
 
-        for batch in records.chunks(points, METRICS_PER_BATCH):
-            self._try(lambda some: self.client.log_batch(
-                self.run_id, metrics=[Metric(*point) for point in some]), batch)
+        def through_client(batch: list[Any]) -> None:
+            self.client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
+
+        if self.bulk is None:
+            for batch in records.chunks(points, METRICS_PER_BATCH):
+                self.attempt(through_client, batch)
+            return []
+        firsts = {point.name: point for point in reversed(points) if point.name not in self.names}
+        self.attempt(through_client, list(firsts.values()))
+        self.names |= firsts.keys()
+        for batch in records.chunks(points, METRICS_PER_TRANSACTION):
+            self.bulk.write([point for point in batch if point.name not in self.refused_names])
         return []
 
     def _send(self, record: dict[str, Any]) -> None:
         from mlflow.entities import Param, RunTag
 
         for batch in records.chunks(record.get("params", {}).items(), PARAMS_PER_BATCH):
-            self._try(lambda some: self.client.log_batch(
+            self.attempt(lambda some: self.client.log_batch(
                 self.run_id, params=[Param(name, shorten(value)) for name, value in some]), batch)
         for batch in records.chunks(record.get("tags", {}).items(), PARAMS_PER_BATCH):
-            self._try(lambda some: self.client.log_batch(
+            self.attempt(lambda some: self.client.log_batch(
                 self.run_id, tags=[RunTag(name, shorten(value)) for name, value in some]), batch)
         if "dataset" in record:
-            self._try(lambda some: self.client.log_inputs(self.run_id, [dataset_input(each) for each in some]),
+            self.attempt(lambda some: self.client.log_inputs(self.run_id, [dataset_input(each) for each in some]),
                       [record["dataset"]])
         if "artifact" in record:
-            self._try(lambda some: self._artifact(*some[0]), [(record["artifact"], record["folder"])])
+            self.attempt(lambda some: self._artifact(*some[0]), [(record["artifact"], record["folder"])])
         if "end" in record:
             self.ended, self.end = True, record["end"]
 
@@ -115,10 +127,12 @@ class Delivery:
         send = self.client.log_artifacts if os.path.isdir(path) else self.client.log_artifact
         send(self.run_id, path, folder or None)
 
-    def _try(self, send: Callable[[list[Any]], object], batch: list[Any]) -> None:
+    def attempt(self, send: Callable[[list[Any]], object], batch: list[Any]) -> None:
         """Send; where MLflow refuses for good, send one by one the kinds in the batch, and note what is refused."""
         from mlflow.exceptions import MlflowException
 
+        if not batch:
+            return
         try:
             send(batch)
         except FileNotFoundError as error:
@@ -129,17 +143,18 @@ class Delivery:
             kinds = {item[0] for item in batch if isinstance(item, tuple)}
             if len(kinds) <= 1:
                 self._refuse(str(error))
+                self.refused_names |= kinds
                 return
             for kind in sorted(kinds):
-                self._try(send, [item for item in batch if item[0] == kind])
+                self.attempt(send, [item for item in batch if item[0] == kind])
 
     def _refuse(self, reason: str) -> None:
         if reason not in self.refused and len(self.refused) < 20:
             self.refused.append(reason)
 
-    def _save(self) -> None:
+    def save(self) -> None:
         state = {"offset": self.offset, "epoch": self.epoch, "refused": self.refused, "ended": self.ended,
-                 "end": self.end}
+                 "end": self.end, "concluded": self.concluded}
         temporary = self.state_file.with_suffix(".state-new")
         with open(temporary, "w") as file:
             file.write(json.dumps(state))
@@ -168,32 +183,9 @@ class Delivery:
                     yield from points
 
 
-def shorten(value: str) -> str:
-    """MLflow's limit, with a word about what was cut."""
-    note = f"... (cut: {len(value)} characters)"
-    return value if len(value) <= VALUE_LIMIT else value[:VALUE_LIMIT - len(note)] + note
-
-
-def dataset_input(record: dict[str, Any]) -> Any:
-    """MLflow's entity for a dataset; its page shows the schema's columns and the number of rows."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    spec = record["spec"]
-    shape = [-1, *spec["shape"]]
-    if spec["kind"] == "tabular":
-        columns = [{"type": "double", "name": name, "required": True} for name in spec["inputs"]]
-        kind = "double" if spec["task"] == "regression" else "long"
-        columns += [{"type": kind, "name": name, "required": True} for name in spec["targets"]]
-        schema: dict[str, Any] = {"mlflow_colspec": columns}
-    else:
-        schema = {"mlflow_tensorspec": {"features": json.dumps([
-            {"name": name, "type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": shape}}
-            for name in spec["inputs"]]), "targets": json.dumps([
-                {"name": name, "type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}
-                for name in spec["targets"]])}}
-    profile = {"num_rows": record["num_rows"], "num_elements": record["num_rows"], "task": spec["task"],
-               "classes": list(spec["classes"]), "rows": dict(spec["num_rows"])}
-    dataset = Dataset(name=record["name"], digest=record["digest"], source_type="local",
-                      source=json.dumps({"uri": record["source"]}), schema=json.dumps(schema),
-                      profile=json.dumps(profile))
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+def try_lock(file: IO[Any]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -68,12 +68,18 @@ def prepare_store(uri: str | None = None) -> None:
                                "mend that, or set MLFLOW_TRACKING_URI or NEUROFLEET_HOME to another place") from error
 
 
+def schema_is_known() -> bool:
+    """Whether the installed MLflow is the one whose tables `schema.sql` holds."""
+    with SCHEMA.open() as schema:
+        return schema.readline().startswith(f"-- mlflow {importlib.metadata.version('mlflow')},")
+
+
 def _create(database: Path) -> None:
     """Build beside its final name, then rename: nobody ever sees half a database."""
     built = database.with_name(f".{database.name}-new")
     built.unlink(missing_ok=True)
     try:
-        if SCHEMA.is_file() and f"mlflow {importlib.metadata.version('mlflow')}" in SCHEMA.open().readline():
+        if schema_is_known():
             connection = sqlite3.connect(built)
             connection.executescript(SCHEMA.read_text())
         else:

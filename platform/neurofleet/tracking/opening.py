@@ -1,0 +1,42 @@
+"""How the child makes or finds the run that it serves."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+def find_run(client: MlflowClient, order: Mapping[str, Any]) -> Run:
+    run = client.get_run(order["run_id"])
+    if order.get("reopen"):
+        client.update_run(order["run_id"], status="RUNNING")
+    return run
+
+
+def create_run(client: MlflowClient, order: Mapping[str, Any]) -> Run:
+    tags = {"mlflow.source.name": order["command"], "mlflow.source.type": "LOCAL"}
+    with contextlib.suppress(KeyError, OSError):  # a container's user may have no name
+        tags["mlflow.user"] = getpass.getuser()
+    return client.create_run(_experiment(client, order), tags=tags | order["tags"], run_name=order["run_name"])
+
+
+def _experiment(client: MlflowClient, order: Mapping[str, Any]) -> str:
+    """The experiment's id, made where it is lacking; somebody else may make it in the same moment."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(order["experiment"])
+    if found is None:
+        local = order["uri"].startswith("sqlite")
+        try:
+            return str(client.create_experiment(order["experiment"], order["artifact_root"] if local else None))
+        except MlflowException as error:
+            found = client.get_experiment_by_name(order["experiment"])
+            if found is None:
+                raise error
+    return str(found.experiment_id)
