@@ -8,6 +8,7 @@
     │   ├── ResourceError           more workers, CPUs or GPUs asked for than there are; a port that is taken
     │   └── UnreachableError        a server (MLflow, Ray) does not answer at its address
     └── RunError                    exit code 1: the run itself went wrong
+        ├── StoppedError            a signal ended it in good order, with a checkpoint; exit code 128 + signal
         ├── DivergedError           the loss became NaN or infinite
         ├── CheckpointError         no checkpoint passes its hash
         └── WorkerError             a training worker died or raised
@@ -53,6 +54,17 @@ class UnreachableError(UserError):
 
 class RunError(NeurofleetError):
     pass
+
+
+class StoppedError(RunError):
+    """A signal (Ctrl-C, SIGTERM) ended the run after it had saved a checkpoint."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message, signal_number)
+        self.exit_code = 128 + signal_number
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class DivergedError(RunError):

@@ -7,14 +7,16 @@ is looked up in `TARGETS` before anything is imported.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import inspect
 import json
 import os
 import re
+import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +71,48 @@ def compose(overrides: list[str]) -> Experiment:
             raise ConfigError(f"hydra's own settings cannot be part of an experiment, got {override!r}")
     with explained(), initialize_config_dir(str(paths.shipped("configs")), version_base="1.3"):
         return from_config(hydra_compose("train", overrides=overrides))
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn what Hydra says of a user's mistake into a ConfigError that names what there is."""
+    from hydra.errors import HydraException, MissingConfigException
+
+    try:
+        yield
+    except MissingConfigException as error:
+        raise ConfigError(_missing(error)) from None
+    except HydraException as error:
+        raise ConfigError(_wrong_key(f"{error}", f"{error.__cause__ or ''}")) from None
+
+
+def _missing(error: Any) -> str:
+    config, options = str(error.missing_cfg_file), error.options
+    if config and options:
+        group, _, name = config.rpartition("/")
+        return f"there is no {config}; {nearest(name, options)} (group {group}: {', '.join(sorted(options))})"
+    return str(error).strip()
+
+
+def _wrong_key(message: str, cause: str) -> str:
+    found = re.search(r"Could not override '([\w.]+)'", message)
+    if not found:
+        return f"{message} {cause}".strip()
+    key = found[1]
+    full = re.search(r"full_key: ([\w.]+)", cause)
+    return f"the config has no key {full[1] if full else key!r}; {nearest(key, _keys())}"
+
+
+def _keys() -> set[str]:
+    """Every dotted key of the shipped configs, for hints."""
+    import yaml
+
+    keys: set[str] = {"seed", "name"}
+    for path in paths.shipped("configs").glob("*/*.yaml"):
+        values = yaml.safe_load(path.read_text())
+        if path.parent.name in SECTIONS and isinstance(values, dict):
+            keys |= {f"{path.parent.name}.{key}" for key in values if not key.startswith("_")}
+    return keys
 
 
 def from_config(config: Any) -> Experiment:
@@ -157,7 +201,8 @@ def build(config: Mapping[str, Any], **given: Any) -> Any:
 def _check_type(where: str, value: Any, hint: Any) -> None:
     """Catch plain mistakes (text for a number) early; richer types are their constructor's business."""
     plain: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
-    options = typing.get_args(hint) or (hint,)
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options = typing.get_args(hint) if union else (hint,)
     if all(option in plain or option is type(None) for option in options):
         wanted = tuple(kind for option in options for kind in plain.get(option, (type(None),)))
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):

@@ -58,14 +58,17 @@ class Context:
         return counter.fold(self.seed, self.step, site)
 
 
-@dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Consecutive optimizer steps.  `weights[i]` is the share of global batch i that this worker holds."""
+    """Consecutive optimizer steps.  `weights[i]` is the share of global batch i that this worker holds.
 
-    first_step: int
-    batches: list[Batch]
-    rows: list[Tensor]
-    weights: list[float]
+    No dataclass: Lightning would walk through it tensor by tensor to move what is already on its device.
+    """
+
+    def __init__(self, first_step: int, batches: list[Batch], rows: list[Tensor], weights: list[float]) -> None:
+        self.first_step = first_step
+        self.batches = batches
+        self.rows = rows
+        self.weights = weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,7 @@ class ChunkLoader:
     tensors:     in-memory data, all of length N, on the device that trains
     batch_size:  rows in a global batch; the last of an epoch may be smaller and is never dropped
     cut_every:   a chunk ends at multiples of this many steps (where checkpoints fall), or None
-    step:        the next step; set it to resume
+    step:        how many steps have been trained; whoever trains keeps it up to date
     """
 
     def __init__(
@@ -114,14 +117,14 @@ class ChunkLoader:
         self._rows: dict[tuple[int, int], Tensor] = {}
 
     def __iter__(self) -> Iterator[Chunk]:
-        end = min((self.step // self.steps_per_round + 1) * self.steps_per_round, self.num_steps)
-        while self.step < end:
-            stop = min(self.step + self.chunk_steps, end)
+        step = self.step  # Lightning fetches ahead, and may start an iterator that it never finishes
+        end = min((step // self.steps_per_round + 1) * self.steps_per_round, self.num_steps)
+        while step < end:
+            stop = min(step + self.chunk_steps, end)
             if self.cut_every:
-                stop = min(stop, (self.step // self.cut_every + 1) * self.cut_every)
-            chunk = self._chunk(self.step, stop)
-            self.step = stop
-            yield chunk
+                stop = min(stop, (step // self.cut_every + 1) * self.cut_every)
+            yield self._chunk(step, stop)
+            step = stop
 
     def pace(self, step_seconds: float) -> None:
         """Fit the next chunks to `CHUNK_SECONDS`; where a chunk is cut never changes a result."""
@@ -238,3 +241,21 @@ def _result(
     for (offset, name), value in zip(names, values[len(losses) :], strict=False):
         metrics[chunk.first_step + offset][name] = value
     return ChunkResult(chunk.first_step, values[: len(losses)], metrics, seconds)
+
+
+class HeldOut:
+    """Batches of held-out rows in order; each worker takes a contiguous part, or all if there are fewer rows than workers."""
+
+    def __init__(self, tensors: Batch, *, batch_size: int, rank: int, world_size: int) -> None:
+        num_rows = len(tensors[0])
+        if num_rows < world_size:
+            rank, world_size = 0, 1
+        first, last = num_rows * rank // world_size, num_rows * (rank + 1) // world_size
+        self.tensors = tuple(tensor[first:last] for tensor in tensors)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.tensors[0]) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return zip(*(tensor.split(self.batch_size) for tensor in self.tensors), strict=True)

@@ -55,7 +55,10 @@ class Recipe:
 
 
 class Family(pl.LightningModule, ABC):
-    """Abstract: a subclass builds its network from the DataSpec and its config, and gives `objective` and `predict`."""
+    """Abstract: a subclass builds its network from the DataSpec and its config, and gives `objective`.
+
+    `forward(inputs)` is what the network says at serving time; `neurofleet.data.decode` puts it in the user's terms.
+    """
 
     kinds: ClassVar[frozenset[str]]  # the DataSpec kinds and tasks that the family accepts
     tasks: ClassVar[frozenset[str]]
@@ -80,14 +83,6 @@ class Family(pl.LightningModule, ABC):
     @abstractmethod
     def objective(self, batch: Batch, context: Context) -> Objective:
         """The learning rule. `batch` is (inputs [batch, *spec.shape], targets); the loss is a mean over its rows."""
-
-    @abstractmethod
-    def predict(self, inputs: Tensor) -> Tensor:
-        """What the network says of standardised inputs [batch, *spec.shape], at evaluation."""
-
-    def make_metrics(self) -> Any:
-        """A torchmetrics.MetricCollection for one pass over held-out data, or None."""
-        return None
 
     # How Lightning sees a family.
 
@@ -155,8 +150,10 @@ class Family(pl.LightningModule, ABC):
         self._log_evaluation("test")
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
+        """Hold the batch against the learning rule; a subclass with scores of its own replaces this."""
         objective = self.objective(batch, self._context(batch, 0, training=False))
-        self.log(f"{stage}/loss", objective.loss, batch_size=len(batch[0]), on_epoch=True, sync_dist=dist.is_initialized())
+        for name, value in {"loss": objective.loss, **objective.metrics}.items():
+            self.log(f"{stage}/{name}", value, batch_size=len(batch[0]), on_epoch=True, sync_dist=dist.is_initialized())
 
     def _log_evaluation(self, stage: str) -> None:
-        pass
+        """Log what a whole pass over held-out data amounts to."""

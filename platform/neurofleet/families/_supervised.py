@@ -65,17 +65,6 @@ class SupervisedFamily(Family):
             case _:
                 return F.binary_cross_entropy_with_logits(outputs, targets * (1 - smoothing) + smoothing / 2)
 
-    def predict(self, inputs: Tensor) -> Tensor:
-        """Class probabilities (softmax or sigmoid), or standardised values: [batch, spec.num_outputs]."""
-        outputs = self(inputs)
-        match self.spec.task:
-            case "multiclass":
-                return outputs.softmax(dim=-1)
-            case "regression":
-                return outputs
-            case _:
-                return outputs.sigmoid()
-
     def _quick_metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """A training batch's own score: cheap enough for every measured step."""
         match self.spec.task:
@@ -103,7 +92,7 @@ class SupervisedFamily(Family):
         for name, value in metrics.compute().items():
             if name in ("mae", "rmse"):  # in the target's own units
                 value = value * self.spec.target_std[0]
-            self.log(f"{stage}/{name}", value)
+            self.log(f"{stage}/{name}", value, sync_dist=dist.is_initialized())  # equal on all: torchmetrics saw to it
 
 
 def make_metrics(spec: DataSpec) -> MetricCollection:

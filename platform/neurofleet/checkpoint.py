@@ -1,0 +1,173 @@
+"""Weights and checkpoints on disk: whole or absent, and never a pickle.
+
+Every file is safetensors (huggingface.co/docs/safetensors): 8 bytes of header length, a JSON header that gives each
+tensor's dtype, shape and place, then the raw bytes.  The format is written here, in some thirty lines, because a bare
+training machine lacks the library; a test holds both to the same bytes.
+
+A checkpoint carries plain JSON state in its header.  It is written aside, fsynced, hashed, and only then listed in
+`index.json`, newest last; a reader verifies the hash and falls back to the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurofleet.errors import CheckpointError
+
+INDEX = "index.json"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+log = logging.getLogger(__name__)
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep_last: int) -> Path:
+    """Write checkpoint `step` and drop all but the `keep_last` newest.
+
+    Raises:
+        CheckpointError: the disk refused; the checkpoints before it are untouched.
+    """
+    path = folder / f"step-{step:09d}.safetensors"
+    payload = encode(tensors, {"state": json.dumps(state)})
+    entry = {"file": path.name, "step": step, "sha256": hashlib.sha256(payload).hexdigest()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = [old for old in _entries(folder) if old["step"] < step]
+        _write(path, payload)
+        kept = [*entries, entry][-keep_last:]
+        _write(folder / INDEX, json.dumps(kept, indent=1).encode())
+        for old in folder.glob("step-*.safetensors"):
+            if old.name not in {entry["file"] for entry in kept}:
+                old.unlink()
+    except OSError as error:
+        raise CheckpointError(f"cannot write the checkpoint {path}: {error}; free space or mend the folder") from error
+    return path
+
+
+def load(folder: Path, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of the newest checkpoint that passes its hash, or of checkpoint `step`.
+
+    Raises:
+        CheckpointError: there is none, or none passes.
+    """
+    entries = [entry for entry in _entries(folder) if step in (None, entry["step"])]
+    for entry in reversed(entries):
+        path = folder / entry["file"]
+        payload = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(payload).hexdigest() == entry["sha256"]:
+            tensors, metadata = decode(payload)
+            return tensors, json.loads(metadata["state"])
+        log.warning("checkpoint %s is missing or damaged; falling back to the one before", path)
+    raise CheckpointError(f"{folder} needs a checkpoint that passes its hash, got none of {len(entries)}; train afresh")
+
+
+def exists(folder: Path) -> bool:
+    return bool(_entries(folder))
+
+
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    index = folder / INDEX
+    return list(json.loads(index.read_text())) if index.is_file() else []
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    _write(path, encode(tensors, {"format": "pt"}))
+
+
+def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file: tensors in order of their names, metadata in its header."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    parts, offset = [], 0
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        raw = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+        place = [offset, offset + len(raw)]
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+        parts.append(raw)
+        offset += len(raw)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight bytes
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+
+
+def decode(payload: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, and metadata, of a safetensors file.
+
+    Raises:
+        CheckpointError: the header and the bytes do not agree.
+    """
+    try:
+        length = int.from_bytes(payload[:8], "little")
+        header = json.loads(payload[8 : 8 + length])
+        metadata = header.pop("__metadata__", {})
+        body = memoryview(bytearray(payload[8 + length :]))
+        tensors = {}
+        for name, about in header.items():
+            begin, end = about["data_offsets"]
+            tensor = torch.frombuffer(body, dtype=torch.uint8, count=end - begin, offset=begin) if end > begin else None
+            dtype = _DTYPES[about["dtype"]]
+            tensors[name] = torch.empty(about["shape"], dtype=dtype) if tensor is None else tensor.view(dtype).reshape(about["shape"])
+        return tensors, metadata
+    except (KeyError, ValueError, RuntimeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"a safetensors file needs a header that fits its bytes: {error}") from error
+
+
+def _write(path: Path, payload: bytes) -> None:
+    """All of the payload under its name, or nothing."""
+    temporary = path.with_suffix(path.suffix + ".part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The tensors of an optimizer's state by name; its settings are the experiment's business."""
+    return {
+        f"optimizer.{index}.{key}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put packed tensors back; each takes its parameter's memory layout, which fused kernels rely on."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind != "optimizer":
+            continue
+        index, key = rest.split(".", 1)
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:
+            value = torch.empty_like(parameter, requires_grad=False).copy_(value)
+        optimizer.state[parameter][key] = value

@@ -1,0 +1,207 @@
+"""Watch: the Lightning callback that follows a run: progress, tracking, history, checkpoints, the best weights, signals.
+
+It acts between chunks of steps, never within one.  A Lightning epoch is one round: the epochs between two validations.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EarlyStopping
+from torch import Tensor
+
+from neurofleet import checkpoint
+from neurofleet.errors import StoppedError
+from neurofleet.families._base import Family
+from neurofleet.progress import Bar, Progress
+from neurofleet.steps import Chunk, ChunkLoader
+
+Row = tuple[int, float, dict[str, float]]
+
+
+class Log(Protocol):
+    """What a run needs of a tracker."""
+
+    def log_many(self, rows: Sequence[Row]) -> None:
+        """Rows of (step, epoch, {name: value})."""
+
+
+class Watch(pl.Callback):
+    """Follows one fit.  Only the writer (rank 0) shows, logs and saves; every worker keeps the same state.
+
+    every_n_steps, every_n_minutes: when checkpoints are written besides the one at the end; None for never
+    keep_last:                      how many checkpoints stay on disk
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        loader: ChunkLoader,
+        tracker: Log | None,
+        stopper: EarlyStopping | None,
+        restore_best: bool,
+        writer: bool,
+        every_n_steps: int | None,
+        every_n_minutes: float | None,
+        keep_last: int,
+        description: str,
+    ) -> None:
+        self.folder = folder / "checkpoints"
+        self.loader = loader
+        self.tracker = tracker
+        self.stopper = stopper
+        self.restore_best = restore_best
+        self.writer = writer
+        self.every_n_steps = every_n_steps
+        self.every_seconds = None if every_n_minutes is None else every_n_minutes * 60
+        self.keep_last = keep_last
+        self.bar = Bar(description) if writer else None
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}
+        self.step = 0
+        self.finished = False
+        self._round_loss = (0.0, 0)  # sum over the steps of this round, and their number
+        self._latest: dict[str, float] = {}
+        self._saved_at = time.monotonic()
+        self._started = (time.monotonic(), 0)
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+        self._restored: dict[str, Tensor] = {}
+
+    # What happens between chunks.
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = (time.monotonic(), self.step)
+        checkpoint.unpack_optimizer(trainer.optimizers[0], self._restored)
+        for number in self._handlers:  # over Lightning's own, which end a run with exit code 0
+            signal.signal(number, self._on_signal)
+        if self.bar is not None:
+            self.bar.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Chunk, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Family) and pl_module.last_chunk is not None
+        result = pl_module.last_chunk
+        self.step = self.loader.step = self.step + len(result.losses)
+        self.loader.pace(result.step_seconds)
+        total, count = self._round_loss
+        for loss in result.losses:  # one after another, so that the sum does not depend on where chunks are cut
+            total += loss
+        self._round_loss = (total, count + len(result.losses))
+        self._latest["train/loss"] = result.losses[-1]
+        if self.tracker is not None and result.measured:
+            self.tracker.log_many(
+                [
+                    (step, step / self.loader.steps_per_epoch, {f"train/{name}": value for name, value in metrics.items()})
+                    for step, metrics in result.measured.items()
+                ]
+            )
+        self._show()
+        ends_round = self.step % self.loader.steps_per_round == 0 or self.step == self.loader.num_steps
+        if not ends_round:  # at the end of a round validation comes first: its verdict is part of the state
+            self._save_if_due(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epoch = self.step / self.loader.steps_per_epoch
+        total, count = self._round_loss
+        row = {"train/loss_epoch": total / count}
+        row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        self._round_loss = (0.0, 0)
+        self._latest |= row
+        self.history.append({"step": self.step, "epoch": epoch, **row})
+        if self.tracker is not None:
+            self.tracker.log_many([(self.step, epoch, row)])
+        if self.stopper is not None and self.restore_best and self.stopper.wait_count == 0:
+            self.best = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
+        self.finished = trainer.should_stop or self.step >= self.loader.num_steps
+        self._show(force=self.finished)
+        if self.finished and self.writer:
+            self.save(trainer, pl_module)
+        else:
+            self._save_if_due(trainer, pl_module)
+
+    def _save_if_due(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self._signal is not None:
+            if self.writer:
+                self.save(trainer, module)
+            raise StoppedError(f"stopped by {signal.Signals(self._signal).name} at step {self.step}", self._signal)
+        by_step = self.every_n_steps is not None and self.step % self.every_n_steps == 0
+        by_time = self.every_seconds is not None and time.monotonic() - self._saved_at >= self.every_seconds
+        if self.writer and (by_step or by_time):
+            self.save(trainer, module)
+
+    def _show(self, *, force: bool = False) -> None:
+        if self.bar is None:
+            return
+        began, first = self._started
+        per_step = (time.monotonic() - began) / max(self.step - first, 1)
+        steps_per_epoch, num_steps = self.loader.steps_per_epoch, self.loader.num_steps
+        eta = (num_steps - self.step) * per_step
+        epochs = self.step // steps_per_epoch, num_steps // steps_per_epoch
+        self.bar.update(Progress(self.step, num_steps, *epochs, eta, dict(self._latest)), force=force)
+
+    # State.
+
+    def save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        tensors |= checkpoint.pack_optimizer(trainer.optimizers[0])
+        state = {
+            "step": self.step,
+            "finished": self.finished,
+            "history": self.history,
+            "round_loss": self._round_loss,
+            "stopper": None if self.stopper is None else _plain(self.stopper.state_dict()),
+        }
+        checkpoint.save(self.folder, self.step, tensors, state, keep_last=self.keep_last)
+        self._saved_at = time.monotonic()
+
+    def restore(self, module: Family, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Everything but the optimizer's state, which exists only once the fit has begun."""
+        module.load_state_dict(_strip(tensors, "model."))
+        self.best = _strip(tensors, "best.")
+        self.step = self.loader.step = state["step"]
+        self.finished = state["finished"]
+        self.history = state["history"]
+        self._round_loss = tuple(state["round_loss"])
+        if self.stopper is not None and state["stopper"] is not None:
+            self.stopper.load_state_dict(state["stopper"])
+        self._restored = tensors
+
+    # Signals: the first asks for a checkpoint and an orderly end at the next chunk, the second does not wait.
+
+    def __enter__(self) -> Watch:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.getsignal(number)
+        return self
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = number
+        if self.writer:
+            print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping (again to stop at once)", flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self.bar is not None:
+            self.bar.__exit__()
+
+
+def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.item() if isinstance(value, Tensor) else value for name, value in state.items()}
