@@ -1,0 +1,135 @@
+"""Jobs: the same command that runs here runs on the cluster, through Ray Jobs, and its progress is drawn here.
+
+The project folder is used in place (a local cluster sees the same disk), the job's working directory is the project,
+and the platform's environment goes along.  Only this module knows Ray's job client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from neurofleet import paths, progress
+from neurofleet.cluster import platform as platforms
+from neurofleet.cluster import state
+from neurofleet.errors import ConfigError, UnreachableError
+from neurofleet.launch import authentication
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+# What a job must know to act as if it ran here; Ray's token is not among them: the cluster has it.
+PASSED_ON = ("NEUROFLEET_HOME", "NEUROFLEET_DATA", "MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL")
+
+
+def submit(arguments: Sequence[str]) -> int:
+    """Run `neurofleet ARGUMENTS` on the cluster and follow it; returns the exit code of the pipeline.
+
+    Raises:
+        UnreachableError: no platform is up, or RAY_ADDRESS does not answer.
+    """
+    client = _client()
+    command = shlex.join([sys.executable, "-m", "neurofleet.cli", *arguments])
+    job_id = client.submit_job(
+        entrypoint=f"cd {shlex.quote(str(paths.project()))} && exec {command}",
+        runtime_env={"env_vars": _environment()},
+        metadata={"command": shlex.join(arguments)},
+    )
+    print(f"submitted {job_id}: {shlex.join(arguments)}", flush=True)
+    return _follow(client, job_id)
+
+
+def follow(job_id: str) -> int:
+    """Show a job's log from its beginning, its progress as a bar, until it ends; returns its exit code."""
+    client = _client()
+    try:
+        client.get_job_info(job_id)
+    except RuntimeError as error:
+        if "404" not in str(error):
+            raise
+        raise ConfigError(f"no job {job_id!r} on this cluster; `neurofleet status` lists the running ones") from None
+    return _follow(client, job_id)
+
+
+def _client() -> JobSubmissionClient:
+    platform = state.load()
+    address = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    if not address:
+        if platform is None or not platforms.is_up(platform, "ray"):
+            raise UnreachableError("submit needs a running platform, and none is up here; start it with: neurofleet up")
+        address = platform.dashboard
+        os.environ.update(authentication())
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnreachableError(
+            f"submit needs the Jobs API of Ray at {address}, which does not answer ({reason}); mend RAY_ADDRESS, or "
+            "unset it and start a platform here with: neurofleet up"
+        ) from None
+
+
+def _environment() -> dict[str, str]:
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment |= {"NEUROFLEET_HOME": str(paths.home()), "NEUROFLEET_DATA": str(paths.data())}
+    platform = state.load()
+    if platform is not None and "MLFLOW_TRACKING_URI" not in environment and platforms.is_up(platform, "mlflow"):
+        environment["MLFLOW_TRACKING_URI"] = platform.mlflow.address
+    return environment
+
+
+def _follow(client: JobSubmissionClient, job_id: str) -> int:
+    try:
+        for line in _lines(client, job_id):
+            print(line, flush=True)
+        return _exit_code(client, job_id)
+    except KeyboardInterrupt:
+        print(f"\ndetached; the job goes on. See it again with: neurofleet jobs logs -f {job_id}", flush=True)
+        return 130
+
+
+def _lines(client: JobSubmissionClient, job_id: str) -> Iterator[str]:
+    """The job's log, line by line, without the progress lines: those move a bar while they come."""
+    bar: progress.Bar | None = None
+    loop = asyncio.new_event_loop()
+    pieces = client.tail_job_logs(job_id)
+    rest = ""
+    try:
+        while True:
+            try:
+                piece = loop.run_until_complete(anext(pieces))
+            except StopAsyncIteration:
+                break
+            *lines, rest = (rest + piece).replace("\r\n", "\n").split("\n")
+            for line in lines:
+                seen = progress.parse(line)
+                if seen is None:
+                    yield line
+                    continue
+                if bar is None:
+                    bar = progress.Bar(job_id)
+                    bar.__enter__()
+                bar.update(seen)
+        if rest:
+            yield rest
+    finally:
+        if bar is not None:
+            bar.__exit__(None, None, None)
+        loop.run_until_complete(pieces.aclose())
+        loop.close()
+
+
+def _exit_code(client: JobSubmissionClient, job_id: str) -> int:
+    info = client.get_job_info(job_id)
+    if str(info.status) == "SUCCEEDED":
+        return 0
+    code = info.driver_exit_code
+    print(f"job {job_id} {str(info.status).lower()}" + (f" with exit code {code}" if code else f": {info.message}"))
+    print(f"its log again: neurofleet jobs logs {job_id}", flush=True)
+    return code if code is not None and code > 0 else 1

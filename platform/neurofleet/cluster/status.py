@@ -1,0 +1,67 @@
+"""`neurofleet status`: what is up, where, with how much memory, what the cluster has and what it is doing."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from neurofleet.cluster import platform as platforms
+from neurofleet.cluster import processes, state
+from neurofleet.cluster.state import Platform
+from neurofleet.launch import authentication
+
+
+def status() -> dict[str, Any]:
+    """Print a table; returns what it shows: per half up, address, pids, memory in MB; resources; jobs."""
+    platform = state.load()
+    if platform is None:
+        print("nothing is up; start with: neurofleet up")
+        return {"ray": {"up": False}, "mlflow": {"up": False}, "resources": {}, "jobs": []}
+    report: dict[str, Any] = {name: _half(platform, name) for name in ("ray", "mlflow")}
+    report["ray"]["dashboard"] = platform.dashboard
+    report["resources"] = resources(platform.ray.address) if report["ray"]["up"] else {}
+    report["jobs"] = platforms.running_jobs(platform) if report["ray"]["up"] else []
+    _show(report)
+    return report
+
+
+def resources(address: str) -> dict[str, tuple[float, float]]:
+    """CPU and GPU of a cluster: name -> (free, total)."""
+    os.environ.update(authentication())
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    usage = {entry.resource_name: entry for entry in get_cluster_status(address).cluster_resource_usage}
+    kinds = {kind: usage[kind] for kind in ("CPU", "GPU") if kind in usage}
+    return {kind: (entry.total - entry.used, entry.total) for kind, entry in kinds.items()}
+
+
+def _half(platform: Platform, name: str) -> dict[str, Any]:
+    half = getattr(platform, name)
+    found = processes.members(half, platforms.half_mark(platform, name))
+    return {
+        "up": platforms.is_up(platform, name),
+        "address": half.address,
+        "pids": sorted(half.processes),
+        "num_processes": len(found),
+        "megabytes": processes.memory(found) / 1e6,
+    }
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "state", "address", "pids", "processes", "memory")
+    for name, title in (("ray", "Ray"), ("mlflow", "MLflow")):
+        half = report[name]
+        state_text = "[green]up[/]" if half["up"] else "[red]down[/] (neurofleet up restarts it)"
+        pids = " ".join(map(str, half["pids"]))
+        table.add_row(
+            title, state_text, half["address"], pids, str(half["num_processes"]), f"{half['megabytes']:.0f} MB"
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"dashboard {report['ray']['dashboard']}")
+    for kind, (free, total) in report["resources"].items():
+        console.print(f"{kind}s      {free:g} free of {total:g}")
+    console.print(f"jobs      {', '.join(report['jobs']) or 'none running'}")
