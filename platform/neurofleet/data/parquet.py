@@ -73,11 +73,9 @@ class ParquetDataModule(LightningDataModule):
         if stage not in splits.STAGES:
             raise ConfigError(f"rows of a dataset need a stage out of {', '.join(splits.STAGES)}, got {stage!r}")
         if stage not in self._rows:
-            where = str(self.folder / f"{stage}.parquet") if self.split == 0 else f"{self.folder} ({stage})"
-            table = self._tables[stage]
-            self._rows[stage] = Rows(
-                codec.encode(table, self.spec, where), codec.encode_targets(table, self.spec, where)
-            )
+            table, where = self._tables[stage], f"{self.folder} ({stage})"
+            inputs = codec.encode(table, self.spec, where)
+            self._rows[stage] = Rows(inputs, codec.encode_targets(table, self.spec, where))
         return self._rows[stage]
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
@@ -113,6 +111,7 @@ class ParquetDataModule(LightningDataModule):
         return stages
 
     def _read(self, stage: str) -> pa.Table:
+        """One file, checked as a whole, so that an error names its file and row whatever the split."""
         path = self.folder / f"{stage}.parquet"
         table = tables.read_columns(path, ("row", *self._stored.inputs, *self._stored.targets))
         if table.num_rows != self._stored.num_rows[stage]:
@@ -120,6 +119,8 @@ class ParquetDataModule(LightningDataModule):
                 f"{path} needs the {self._stored.num_rows[stage]} rows that spec.json says, got "
                 f"{table.num_rows}; make it again with: {catalog.remedy(self.folder.name)}"
             )
+        tables.input_array(table, self._stored, str(path))
+        codec.encode_targets(table, self._stored, str(path))
         return table
 
 

@@ -43,8 +43,8 @@ def strata(targets: np.ndarray, task: Task) -> np.ndarray:
     A class, a combination of labels, or the tenth of the rows that a regression's first target falls in.
     """
     if task == "regression":
-        ranks = np.empty(len(targets), dtype=np.int64)
-        ranks[np.argsort(targets[:, 0], kind="stable")] = np.arange(len(targets))
+        # The rank of equal values is that of the first of them, so the order of the rows does not matter.
+        ranks = np.searchsorted(np.sort(targets[:, 0]), targets[:, 0])
         return ranks * NUM_QUANTILES // max(len(targets), 1)
     return np.unique(targets, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
