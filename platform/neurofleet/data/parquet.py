@@ -81,9 +81,8 @@ class ParquetDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return self._loader("train", shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]] | list[DataLoader[tuple[Tensor, ...]]]:
-        # Lightning warns of a loader without batches, not of no loader.
-        return self._loader("val", shuffle=False) if len(self.rows("val").inputs) else []
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return self._loader("val", shuffle=False)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return self._loader("test", shuffle=False)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from neurofleet.data import catalog
+from neurofleet.data.digest import folder_digest
+from neurofleet.errors import DataError
+
+
+@pytest.fixture
+def project(datasets: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose dvc.lock knows `tags` as it is and `yes_no` as it was."""
+    folder = datasets.parent
+    (folder / "dvc.yaml").touch()
+    digests = {"tags": folder_digest(datasets / "tags"), "yes_no": "0" * 32}
+    stages = {
+        f"prepare@{name}": {"cmd": "x", "outs": [{"path": f"data/{name}", "hash": "md5", "md5": f"{digest}.dir"}]}
+        for name, digest in digests.items()
+    }
+    stages["other"] = {"cmd": "x"}
+    (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_the_listing_names_shipped_and_own_datasets_with_their_state(project: Path) -> None:
+    (project / "data" / ".tags-unfinished").mkdir()
+    (project / "data" / ".tags-unfinished" / "spec.json").touch()
+    states = {summary["name"]: summary["state"] for summary in catalog.listing()}
+    shipped = {"breast_cancer", "diabetes", "digits", "email", "mnist5k", "wine"}
+    assert {name for name, state in states.items() if state == "missing"} >= shipped
+    own = {name: state for name, state in states.items() if state != "missing"}
+    assert own == {"amounts": "untracked", "pictures": "untracked", "tags": "prepared", "yes_no": "modified"}
+
+
+def test_a_changed_file_makes_a_dataset_modified(project: Path) -> None:
+    assert catalog.describe("tags")["state"] == "prepared"
+    spec = project / "data" / "tags" / "spec.json"
+    spec.write_text(spec.read_text() + "\n")
+    about = catalog.describe("tags")
+    assert about["state"] == "modified"
+    assert about["digest"] != about["locked_digest"]
+
+
+def test_describe_counts_classes_labels_and_targets(project: Path) -> None:
+    about = catalog.describe("yes_no")
+    assert (about["kind"], about["task"], about["shape"]) == ("tabular", "binary", (3,))
+    assert about["num_rows"] == {"train": 70, "val": 10, "test": 20}
+    assert about["balance"]["test"] == {"no": 15, "yes": 5}
+    assert sum(stage["yes"] for stage in about["balance"].values()) == 25
+    tags = catalog.describe("tags")["balance"]
+    assert tags["test"] == {"odd": 10, "high": 10}
+    assert set(catalog.describe("pictures")["balance"]["val"]) == {"a", "b", "c", "d"}
+    scaled = catalog.describe("amounts")["balance"]["train"]["scaled"]
+    assert scaled["min"] < scaled["mean"] - scaled["std"] < scaled["mean"] < scaled["max"]
+
+
+def test_describe_refuses_what_is_unknown_or_missing(project: Path) -> None:
+    with pytest.raises(DataError, match="got 'tag'; did you mean tags"):
+        catalog.describe("tag")
+    with pytest.raises(DataError, match=r"make it with: neurofleet data prepare digits$"):
+        catalog.describe("digits")
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=110)
+
+
+def printed(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_printed_listing(project: Path, console: Console) -> None:
+    catalog.print_listing(console)
+    lines = printed(console).splitlines()
+    (tags,) = [line for line in lines if " tags " in line]
+    for word in ("prepared", "multilabel", "tabular", "70", "10", "20", folder_digest(project / "data" / "tags")[:12]):
+        assert f" {word} " in tags
+    assert lines[-1] == "make a missing one with: neurofleet data prepare breast_cancer"
+
+
+def test_the_printed_page_of_a_dataset(project: Path, console: Console) -> None:
+    catalog.print_description("yes_no", console)
+    catalog.print_description("amounts", console)
+    text = " ".join(printed(console).split())
+    assert "modified (dvc.lock says 00000000000000000000000000000000; restore it with: neurofleet data prepare" in text
+    assert "15 (75.0%)" in text
+    assert "inputs tabular 3: wide, narrow, constant" in text
+    assert "scaled" in text
+
+
+def test_outside_a_checkout_nothing_is_tracked(datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(datasets)
+    assert catalog.locked_digests() == {}
+    assert catalog.describe("tags")["state"] == "untracked"
+
+
+def test_the_catalogue_imports_neither_torch_nor_pandas(project: Path) -> None:
+    code = (
+        "import sys; from neurofleet.data import catalog; catalog.listing(); catalog.describe('tags');"
+        "print([name for name in ('torch', 'pytorch_lightning', 'pandas') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]"

