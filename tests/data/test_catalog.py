@@ -34,6 +34,7 @@ def test_the_listing_names_shipped_and_own_datasets_with_their_state(project: Pa
     (project / "data" / ".tags-unfinished").mkdir()
     (project / "data" / ".tags-unfinished" / "spec.json").touch()
     states = {summary["name"]: summary["state"] for summary in catalog.listing()}
+    assert ".tags-unfinished" not in states
     shipped = {"breast_cancer", "diabetes", "digits", "email", "mnist5k", "wine"}
     assert {name for name, state in states.items() if state == "missing"} >= shipped
     own = {name: state for name, state in states.items() if state != "missing"}
