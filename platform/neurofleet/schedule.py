@@ -40,7 +40,7 @@ class Linear(Schedule):
 
     def __init__(self, *, warmup: float, final: float) -> None:
         super().__init__(warmup=warmup)
-        self.final = final
+        self.final = _not_negative("final", final)
 
     def curve(self, progress: float) -> float:
         return 1 + (self.final - 1) * progress
@@ -51,7 +51,7 @@ class Cosine(Schedule):
 
     def __init__(self, *, warmup: float, final: float) -> None:
         super().__init__(warmup=warmup)
-        self.final = final
+        self.final = _not_negative("final", final)
 
     def curve(self, progress: float) -> float:
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
@@ -74,9 +74,18 @@ class Step(Schedule):
     """Multiplied by `factor` at each of `milestones`, which are fractions of training."""
 
     def __init__(self, *, warmup: float, milestones: list[float], factor: float) -> None:
+        if not all(0 < milestone < 1 for milestone in milestones):
+            raise ConfigError(f"schedule.milestones are fractions of training, between 0 and 1, got {list(milestones)}")
         super().__init__(warmup=warmup)
         self.milestones = milestones
-        self.factor = factor
+        self.factor = _not_negative("factor", factor)
 
     def curve(self, progress: float) -> float:
         return float(self.factor ** sum(progress >= milestone for milestone in self.milestones))
+
+
+def _not_negative(name: str, value: float) -> float:
+    """A negative learning rate would climb the loss."""
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"schedule.{name} needs a number of at least 0, got {value}")
+    return value
