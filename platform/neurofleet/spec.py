@@ -73,8 +73,10 @@ class DataSpec:
         known = {field.name for field in dataclasses.fields(cls)}
         lacking, extra = known - set(values), set(values) - known
         if lacking or extra:
-            raise DataError(f"spec.json needs exactly the fields of DataSpec; lacking {sorted(lacking)}, "
-                            f"unknown {sorted(extra)}; prepare the dataset again with: dvc repro")
+            raise DataError(
+                f"spec.json needs exactly the fields of DataSpec; lacking {sorted(lacking)}, "
+                f"unknown {sorted(extra)}; prepare the dataset again with: dvc repro"
+            )
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
     def save(self, path: Path) -> None:
