@@ -146,6 +146,7 @@ def test_code_tags_name_this_commit(project_root: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow with SQLAlchemy 2.1
 def test_shipped_schema_is_the_migrated_one(tmp_path: Path) -> None:
     assert store.schema_is_known(), "MLflow was changed: make schema.sql again, as store.py says"
     assert store.dump(tmp_path / "migrated.db") == store.SCHEMA.read_text()
@@ -356,21 +357,19 @@ def test_batch_sent_but_not_remembered_arrives_once() -> None:
     assert history(tracker.run_id) == expected(0, 50)
 
 
-def contend(index: int) -> None:
-    tracker = start(run_name=f"run {index}")
-    for first in range(0, 2000, 40):
-        tracker.log_many(rows(first, first + 40))
-    tracker.finish()
+CONTENDER = """
+from neurofleet.tracking import Tracker
+tracker = Tracker.start(experiment="spine", run_name="one of many", tags={}, params={})
+for first in range(0, 2000, 40):
+    tracker.log_many([(step, 0, {"train/loss": 1.0 / (step + 1)}) for step in range(first, first + 40)])
+tracker.finish()
+"""
 
 
 @pytest.mark.slow
 def test_several_processes_share_the_sqlite_store() -> None:
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=contend, args=(index,)) for index in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
+    processes = [subprocess.Popen([sys.executable, "-c", CONTENDER]) for _ in range(4)]
+    assert [process.wait() for process in processes] == [0, 0, 0, 0]
     runs = query("SELECT run_uuid, status FROM runs")
     assert [state for _, state in runs] == ["FINISHED"] * 4
     assert all(history(run_id) == expected(0, 2000) for run_id, _ in runs)
@@ -404,7 +403,12 @@ def answers(port: int) -> bool:
 def stop(process: subprocess.Popen[bytes], port: int) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) != 0)
+    wait_for(lambda: not listens(port))
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from neurofleet.tracking.store import schema_is_known, sqlite_file
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-READ_BYTES = 1 << 20
+READ_BYTES = 1 << 17
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
 PERMANENT = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS",
@@ -62,24 +62,32 @@ class Delivery:
             lines = self._read()
             if not lines:
                 break
+            epoch = self.epoch
+            try:
+                self._deliver(lines)
+            except BaseException:
+                self.epoch = epoch  # all of these lines will be sent again
+                raise
+            self.offset += sum(len(line) for line in lines)
             num_records += len(lines)
-            points: list[Point] = []
-            for line in lines:
-                self.offset += len(line)
-                try:
-                    record = records.decode(line)
-                except ValueError as error:
-                    self._refuse(f"a damaged record in {self.spool}: {error}")
-                    continue
-                if "rows" in record:
-                    found, self.epoch = records.decode_points(record, self.epoch)
-                    points += self._unknown(found)
-                else:
-                    points = self._metrics(points)
-                    self._send(record)
-            self._metrics(points)
             self.save()
         return num_records
+
+    def _deliver(self, lines: list[bytes]) -> None:
+        points: list[Point] = []
+        for line in lines:
+            try:
+                record = records.decode(line)
+            except ValueError as error:
+                self._refuse(f"a damaged record in {self.spool}: {error}")
+                continue
+            if "rows" in record:
+                found, self.epoch = records.decode_points(record, self.epoch)
+                points += self._unknown(found)
+            else:
+                points = self._metrics(points)
+                self._send(record)
+        self._metrics(points)
 
     def _read(self) -> list[bytes]:
         """The next whole lines, about READ_BYTES of them; a last line without an end is still being written."""

@@ -1,0 +1,135 @@
+"""Releases: a run's network as a version in MLflow's model registry, and the only door to that registry.
+
+A version holds code and numbers, never a pickle ("models from code"): the script model.py, a copy of this package (so
+that it answers where neurofleet is not installed), weights.safetensors, spec.json and experiment.yaml.  Loading it
+builds the family from its experiment, which passes the same list of allowed targets as any config, and fills in the
+weights.  Inputs and predictions are in the user's terms: see `neurofleet.data.encode` and `decode`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from neurofleet import paths
+from neurofleet.errors import RunError
+from neurofleet.spec import DataSpec
+from neurofleet.tracking import prepare_store, store_uri
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+FILES = ("weights.safetensors", "spec.json", "experiment.yaml")
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "pytorch-lightning", "PyYAML", "safetensors", "torch",
+                "torchmetrics")
+"""what model.py and the parts of the package that it reaches import"""
+
+
+def register(run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> int:
+    """Log the network in a run's folder as a model of that run and register it as `name`; the new version's number.
+
+    A model that does not answer to its own example is not registered.
+    """
+    lacking = [file for file in FILES if not (folder / file).is_file()]
+    if lacking:
+        raise RunError(f"a release needs {', '.join(FILES)} in {folder}, lacking {', '.join(lacking)}; "
+                       "train first: a run that ended well leaves them there")
+    spec = DataSpec.load(folder / "spec.json")
+    prepare_store()
+    with _quiet():
+        import mlflow
+        from mlflow.models import Model
+
+        mlflow.set_tracking_uri(store_uri())
+        mlflow.set_registry_uri(store_uri())
+        client = mlflow.MlflowClient()
+        run = client.get_run(run_id)
+        model = client.create_logged_model(run.info.experiment_id, name, run_id, dict(tags), run.data.params)
+        logged = Model.log(
+            artifact_path=None, model_id=model.model_id, flavor=mlflow.pyfunc, run_id=run_id,
+            python_model=str(Path(__file__).with_name("model.py")), code_paths=[str(paths.PACKAGE)],
+            artifacts={Path(file).stem: str(folder / file) for file in FILES},
+            signature=signature(spec), input_example=example(spec), pip_requirements=requirements())
+        answer = mlflow.pyfunc.load_model(logged.model_uri).predict(example(spec))
+    if len(answer) != 1:
+        raise RunError(f"a release answers one row to one row, got {len(answer)}; the model {logged.model_uri} was "
+                       "logged but not registered")
+    return _create_version(run_id, name, logged, tags)
+
+
+def _create_version(run_id: str, name: str, logged: Any, tags: Mapping[str, str]) -> int:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient()
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = client.create_model_version(name, logged.model_uri, run_id, tags={"run_id": run_id, **tags},
+                                          model_id=logged.model_id)
+    return int(version.version)
+
+
+def example(spec: DataSpec) -> Any:
+    """One row in raw units, the mean of the training rows: a table with its column names, an image as bytes."""
+    if spec.kind == "image":
+        mean = np.asarray(spec.input_mean).reshape(-1, *(1 for _ in spec.shape[1:]))
+        return np.broadcast_to(mean.round(), spec.shape).astype(np.uint8)[None]
+    import pandas as pd
+
+    return pd.DataFrame([spec.input_mean], columns=list(spec.inputs), dtype="float64")
+
+
+def signature(spec: DataSpec) -> ModelSignature:
+    """What goes in and what `decode` gives out."""
+    import pandas as pd
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+
+    from neurofleet.data import decode
+
+    if spec.kind == "image":
+        inputs = Schema([TensorSpec(np.dtype("uint8"), (-1, *spec.shape))])
+    else:
+        inputs = Schema([ColSpec("double", name) for name in spec.inputs])
+    answer = decode(torch.zeros(1, spec.num_outputs), spec)
+    kinds = {name: "double" if pd.api.types.is_float_dtype(column)
+             else "long" if pd.api.types.is_integer_dtype(column) else "string" for name, column in answer.items()}
+    return ModelSignature(inputs, Schema([ColSpec(kind, name) for name, kind in kinds.items()]))
+
+
+def requirements() -> list[str]:
+    """Pinned to what is installed here; a local build's mark ("+cpu") means nothing elsewhere."""
+    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in REQUIREMENTS]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow's advice is about choices that are made above; its errors raise."""
+    import mlflow  # sets its logger's level, so it comes before ours
+
+    logger = logging.getLogger(mlflow.__name__)
+    level, before = logger.level, os.environ.get("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR")
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        if before is None:
+            del os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"]
+        else:
+            os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = before
