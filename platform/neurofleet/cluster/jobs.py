@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # What a job must know to act as if it ran here; Ray's token is not among them: the cluster has it.
 PASSED_ON = ("NEUROFLEET_HOME", "NEUROFLEET_DATA", "MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL")
+COMMAND = [sys.executable, "-m", "neurofleet.cli"]
 
 
 def submit(arguments: Sequence[str]) -> int:
@@ -33,7 +34,7 @@ def submit(arguments: Sequence[str]) -> int:
         UnreachableError: no platform is up, or RAY_ADDRESS does not answer.
     """
     client = _client()
-    command = shlex.join([sys.executable, "-m", "neurofleet.cli", *arguments])
+    command = shlex.join([*COMMAND, *arguments])
     job_id = client.submit_job(
         entrypoint=f"cd {shlex.quote(str(paths.project()))} && exec {command}",
         runtime_env={"env_vars": _environment()},
@@ -121,7 +122,7 @@ def _lines(client: JobSubmissionClient, job_id: str) -> Iterator[str]:
     finally:
         if bar is not None:
             bar.__exit__(None, None, None)
-        loop.run_until_complete(pieces.aclose())
+        loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
 

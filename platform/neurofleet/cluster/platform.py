@@ -14,7 +14,7 @@ from neurofleet import tracking
 from neurofleet.cluster import processes, servers, state
 from neurofleet.cluster.state import Half, Platform
 from neurofleet.errors import ResourceError
-from neurofleet.launch import ensure_token
+from neurofleet.launch import ensure_token, is_open
 
 GRACE = 8.0  # seconds between SIGTERM and SIGKILL
 
@@ -68,7 +68,11 @@ def is_up(platform: Platform, name: str) -> bool:
         return True
     half: Half = getattr(platform, name)
     doors = [platform.mlflow.address] if name == "mlflow" else [platform.ray.address, platform.dashboard]
-    return bool(half.processes) and len(processes.alive(half)) == len(half.processes) and all(map(_open, doors))
+    return (
+        bool(half.processes)
+        and len(processes.alive(half)) == len(half.processes)
+        and all(is_open(door.removeprefix("http://")) for door in doors)
+    )
 
 
 def half_mark(platform: Platform, name: str) -> str:
@@ -171,12 +175,3 @@ def _need_free(name: str, port: int) -> None:
                 f"the port {port} is needed for {name}, and {processes.listener(port)} has it ({error.strerror}); "
                 f"choose another with --{name}-port or {state.port_variable(name)}"
             ) from None
-
-
-def _open(address: str) -> bool:
-    host, _, port = address.removeprefix("http://").rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=2).close()
-    except OSError:
-        return False
-    return True

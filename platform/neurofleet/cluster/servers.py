@@ -29,7 +29,7 @@ from typing import Any
 from neurofleet import paths, tracking
 from neurofleet.cluster.state import MARK, Platform
 from neurofleet.errors import ResourceError, RunError
-from neurofleet.launch import authentication
+from neurofleet.launch import LOOPBACK, authentication
 
 HOST = "127.0.0.1"
 # A socket's path may have 107 bytes; below its folder Ray needs /session_<date>_<time>_<pid>/sockets/dash_MetricsHead.
@@ -85,7 +85,7 @@ def ray_head(platform: Platform) -> Server:
     # Ports that nobody needs to know are chosen by the system, so that they never collide.
     command += ["--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0"]
     environment = _environment(f"{platform.mark}-ray") | {
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        LOOPBACK: "0",
         "RAY_START_HOOK": "neurofleet.cluster.servers.without_client_server",
     }
     environment.pop("RAY_ADDRESS", None)

@@ -1,0 +1,144 @@
+"""Which Ray a run uses, how one connects to it, and whether it has what the run needs.
+
+RAY_ADDRESS (which Ray Jobs set for what they start) comes first, then the head that `neurofleet up` started, then a
+private Ray that lives as long as the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from neurofleet import paths
+from neurofleet.errors import ResourceError, UnreachableError
+
+# Set to 0, Ray leaves 127.0.0.1 alone on every system; else it takes it for the machine's outward address, and finds
+# nobody there.
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+def bundle(launcher: Mapping[str, Any]) -> dict[str, float]:
+    return {"CPU": launcher["cpus_per_worker"]} | ({"GPU": 1} if launcher["use_gpu"] else {})
+
+
+@contextlib.contextmanager
+def connected(launcher: Mapping[str, Any]) -> Iterator[bool]:
+    """A connection to a Ray that has what the launcher asks for; yields whether all of it is on 127.0.0.1."""
+    address = os.environ.get("RAY_ADDRESS") or _platform_address()
+    private = address in (None, "local")
+    if private:
+        _need(launcher, [_this_machine()])
+        print("starting a private Ray for this run: 10 to 40 s (`neurofleet up` keeps one ready) ...", flush=True)
+        ensure_token()
+    if private or str(address).startswith("127."):
+        os.environ[LOOPBACK] = "0"
+    os.environ.update(authentication())
+    import ray
+
+    mine = not ray.is_initialized()
+    if mine:
+        _connect(address, private)
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        _need(launcher, nodes)
+        _say_if_busy(launcher, ray.available_resources())
+        yield all(node["NodeManagerAddress"] == "127.0.0.1" for node in ray.nodes() if node["Alive"])
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _connect(address: str | None, private: bool) -> None:
+    import ray
+
+    options: dict[str, Any] = {"address": address, "logging_level": "ERROR", "log_to_driver": True}
+    if private:
+        # With a dashboard: see the top.
+        options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        options |= {"_node_ip_address": "127.0.0.1"}
+    elif address and address != "auto" and not is_open(address.removeprefix("ray://")):  # Ray itself tries for minutes
+        raise _unreachable(address, "nobody listens there")
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise _unreachable(address, str(error).strip().splitlines()[0]) from None
+
+
+def _unreachable(address: str | None, reason: str) -> UnreachableError:
+    return UnreachableError(
+        f"launcher=ray needs a Ray cluster at {address}, got: {reason}; "
+        "mend or unset RAY_ADDRESS, or use launcher=local"
+    )
+
+
+def _need(launcher: Mapping[str, Any], nodes: list[dict[str, float]]) -> None:
+    """Raise ResourceError if the workers can never all run at once."""
+    share = bundle(launcher)
+    places = sum(int(min(node.get(kind, 0) // amount for kind, amount in share.items())) for node in nodes)
+    if places >= launcher["num_workers"]:
+        return
+    has = ", ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}s" for kind in ("CPU", "GPU"))
+    wants = " and ".join(f"{amount:g} {kind}" for kind, amount in share.items())
+    raise ResourceError(
+        f"launcher.num_workers={launcher['num_workers']} with {wants} each needs more than the cluster has: {has} on "
+        f"{len(nodes)} node(s), room for {places} worker(s); lower launcher.num_workers or launcher.cpus_per_worker"
+    )
+
+
+def _say_if_busy(launcher: Mapping[str, Any], free: dict[str, float]) -> None:
+    for kind, amount in bundle(launcher).items():
+        wanted = amount * launcher["num_workers"]
+        if free.get(kind, 0) < wanted:
+            print(f"waiting for {wanted:g} {kind}s, {free.get(kind, 0):g} are free now ...", flush=True)
+
+
+def _this_machine() -> dict[str, float]:
+    """What a private Ray will have, seen without starting it.  GPUs are for Ray to count."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"CPU": usable, "GPU": math.inf}
+
+
+def _platform_address() -> str | None:
+    """host:port of the Ray head that `neurofleet up` started, if its door is open."""
+    try:
+        address = str(json.loads((paths.home() / "platform.json").read_text())["ray"]["address"])
+    except FileNotFoundError:
+        return None
+    return address if is_open(address) else None
+
+
+def is_open(address: str) -> bool:
+    """Whether something listens at host:port."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def authentication() -> dict[str, str]:
+    """Ray's settings for token authentication: the user's if there are any, else this platform's token."""
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    settings = {name: os.environ[name] for name in names if os.environ.get(name)}
+    settings.setdefault("RAY_AUTH_MODE", "token")
+    if "RAY_AUTH_TOKEN" not in settings:
+        settings.setdefault("RAY_AUTH_TOKEN_PATH", str(paths.home() / "ray_token"))
+    return settings
+
+
+def ensure_token() -> None:
+    """Make the token that Ray's clients and servers share, readable by this user alone, unless there is one."""
+    file = authentication().get("RAY_AUTH_TOKEN_PATH")
+    if file and not Path(file).exists():
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as token:
+            token.write(secrets.token_hex(32))

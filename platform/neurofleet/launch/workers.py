@@ -1,0 +1,142 @@
+"""Ray Train workers: the same function in each, one process group, one result.
+
+Ray Train v2 is used as it is, with its own switches set for short runs (figures in LOG.md).  It asks for the workers'
+state every 2 s; here 5 times a second.  Its placement group cleaner asks the dashboard whether the controller lives and
+holds up the end of a run for 10 s where there is none, so a private Ray has a dashboard too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from neurofleet import paths, progress
+from neurofleet.errors import ConfigError, NeurofleetError, ResourceError, WorkerError
+from neurofleet.launch.connection import bundle, connected
+from neurofleet.launch.relay import relayed
+
+# Ray's own switches; whoever sets one in the environment keeps it.
+SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would show every line twice
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more; nobody drains the nodes of a local cluster
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_DEDUP_LOGS": "0",  # it holds lines back for 5 s, and progress lines look alike
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+KEYS = {"name", "num_workers", "use_gpu", "strategy", "cpus_per_worker"}
+
+
+def check(launcher: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless this describes workers."""
+    if launcher["name"] != "ray":
+        raise ConfigError(f"launcher.name needs local or ray, got {launcher['name']!r}")
+    if set(launcher) != KEYS:
+        raise ConfigError(f"launcher needs the keys {', '.join(sorted(KEYS))}, got {', '.join(sorted(launcher))}")
+    for name in ("num_workers", "cpus_per_worker"):
+        if not isinstance(launcher[name], int) or launcher[name] < 1:
+            raise ConfigError(f"launcher.{name} needs a whole number of at least 1, got {launcher[name]!r}")
+    if launcher["strategy"] not in ("ddp", "fsdp"):
+        raise ConfigError(f"launcher.strategy needs ddp or fsdp, got {launcher['strategy']!r}")
+
+
+def fit(
+    launcher: Mapping[str, Any], function: Callable[[dict[str, Any]], Any], task: dict[str, Any], folder: Path
+) -> Any:
+    """Call `function(task)` in every worker of a process group; returns what rank 0 returned."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    bar = progress.Bar(f"{launcher['num_workers']} workers")
+    with connected(launcher) as local, bar, relayed(bar):
+        import ray.train
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        train: Any = ray.train  # mypy sees the classes of v1
+        trainer = TorchTrainer(
+            _guarded,
+            train_loop_config={"function": function, "task": task},
+            torch_config=TorchConfig(backend="nccl" if launcher["use_gpu"] else "gloo"),
+            scaling_config=train.ScalingConfig(
+                num_workers=launcher["num_workers"], use_gpu=launcher["use_gpu"], resources_per_worker=bundle(launcher)
+            ),
+            run_config=train.RunConfig(
+                name="ray_train",
+                storage_path=str(folder),
+                failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=0),
+                worker_runtime_env={"env_vars": _worker_environment(launcher, local)},
+                logging_config=train.LoggingConfig(log_level="CRITICAL"),  # errors come back as exceptions
+            ),
+        )
+        return _fit(trainer)
+
+
+def _guarded(config: dict[str, Any]) -> Any:
+    """In a worker: any error leaves as a NeurofleetError that pickles and knows when and where it was raised."""
+    import torch.distributed as dist
+
+    task = config["task"]
+    if os.path.isdir(task.get("working_folder", "")):
+        os.chdir(task["working_folder"])
+    try:
+        return config["function"](task)
+    except NeurofleetError as error:
+        error.__dict__ |= {"raised_at": time.time(), "rank": dist.get_rank()}
+        raise
+    except Exception as error:  # noqa: BLE001 -- whatever a family raises has to cross the border
+        own = traceback.format_exc().rstrip()
+        wrapped = WorkerError(f"worker {dist.get_rank()} raised {type(error).__name__}: {error}\n{own}")
+        wrapped.__dict__ |= {"raised_at": time.time(), "rank": dist.get_rank()}
+        raise wrapped from None
+
+
+def _fit(trainer: Any) -> Any:
+    """Ray Train's own Ctrl-C handler ends the process with code 0 and stays installed: neither is wanted."""
+    from ray.train import TrainingFailedError
+
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        return trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise _cause(error) from None
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        with contextlib.suppress(ValueError):  # not in the main thread, where Ray leaves the handler alone too
+            signal.signal(signal.SIGINT, interrupt)
+
+
+def _cause(error: Any) -> NeurofleetError:
+    """The error that came first: the others are workers that lost their partner."""
+    failures = [getattr(failure, "_base_exc", failure) for failure in getattr(error, "worker_failures", {}).values()]
+    ours = [failure for failure in failures if isinstance(failure, NeurofleetError)]
+    if ours:
+        return min(ours, key=lambda failure: getattr(failure, "raised_at", math.inf))
+    lost = failures[0] if failures else getattr(error, "controller_failure", error)
+    lines = [line for line in str(lost).splitlines() if line.strip()] or [type(lost).__name__]
+    if "startup timed out" in lines[0]:
+        return ResourceError(f"the workers' CPUs or GPUs did not become free in time: {lines[0]}")
+    return WorkerError(f"a worker died ({type(lost).__name__}): {lines[0]}")
+
+
+def _worker_environment(launcher: Mapping[str, Any], loopback: bool) -> dict[str, str]:
+    """Threads as granted, none of which spins when idle; gloo on the interface that the cluster uses."""
+    threads = str(launcher["cpus_per_worker"])
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    environment |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+    environment |= {"NEUROFLEET_HOME": str(paths.home()), "NEUROFLEET_DATA": str(paths.data())}
+    environment |= {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "PYTHONPATH") if name in os.environ}
+    if loopback:
+        environment["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
+    return environment

@@ -1,0 +1,160 @@
+"""The local platform, without starting it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from neurofleet import cluster, errors
+from neurofleet.cluster import jobs, processes, servers, state
+from neurofleet.cluster.state import MARK, Half, Platform
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("NEUROFLEET_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def sleeper() -> Iterator[Any]:
+    """Starts `python -c CODE` with a mark, in a session of its own."""
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def start(mark: str, code: str = "import time; print(1, flush=True); time.sleep(60)") -> subprocess.Popen[bytes]:
+        environment = os.environ | {MARK: mark}
+        child = subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, start_new_session=True, stdout=subprocess.PIPE
+        )
+        begun.append(child)
+        assert child.stdout is not None
+        child.stdout.readline()
+        return child
+
+    yield start
+    for child in begun:
+        child.kill()
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()
+
+
+def test_only_what_carries_the_mark_is_ended(sleeper: Any) -> None:
+    ours, theirs = sleeper("one-ray"), sleeper("two-ray")
+    assert [process.pid for process in processes.members(Half(""), "one-ray")] == [ours.pid]
+    assert processes.end(Half(""), "one-ray", grace=5) == 1
+    assert ours.wait(5) == -signal.SIGTERM
+    assert theirs.poll() is None
+
+
+def test_children_and_the_session_are_ours_even_without_the_mark(sleeper: Any) -> None:
+    code = (
+        "import os,subprocess,sys,time; p=subprocess.Popen([sys.executable,'-c','import time; time.sleep(60)'],env={},"
+    )
+    code += "start_new_session=True); print(p.pid, flush=True); time.sleep(60)"
+    parent = sleeper("one-ray", code)
+    child = psutil.Process(parent.pid).children()[0].pid
+    half = Half("")
+    processes.record(half, parent.pid, "one-ray")
+    assert list(half.processes) == [parent.pid]
+    assert {process.pid for process in processes.members(half, "lost-mark")} == {parent.pid, child}
+    assert processes.end(half, "lost-mark", grace=5) == 2
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_recycled_pid_is_not_ours(sleeper: Any) -> None:
+    stranger = sleeper("somebody")
+    begun = psutil.Process(stranger.pid).create_time()
+    half = Half("", session=stranger.pid, processes={stranger.pid: begun - 100})
+    assert processes.alive(half) == []
+    assert processes.end(half, "one-ray", grace=1) == 0
+    assert stranger.poll() is None
+
+
+def test_what_ignores_sigterm_is_killed(sleeper: Any) -> None:
+    code = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    stubborn = sleeper("one-ray", code)
+    assert processes.end(Half(""), "one-ray", grace=0.5) == 1
+    assert stubborn.wait(5) == -signal.SIGKILL
+
+
+def test_a_taken_port_is_named_with_its_holder_and_the_remedy(home: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(errors.ResourceError) as caught:
+            cluster.up(dashboard_port=port)
+    message = str(caught.value)
+    assert f"port {port} is needed for dashboard" in message
+    assert f"(pid {os.getpid()}) has it" in message
+    assert "--dashboard-port or NEUROFLEET_DASHBOARD_PORT" in message
+    assert not state.location().exists()
+
+
+@pytest.mark.parametrize("text", ["80", "port", "70000"])
+def test_a_port_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEUROFLEET_MLFLOW_PORT", text)
+    with pytest.raises(
+        errors.ResourceError, match=f"NEUROFLEET_MLFLOW_PORT .* needs a port from 1024 to 65535, got '{text}'"
+    ):
+        state.port("mlflow", None, 5000)
+    assert state.port("mlflow", 5001, 5000) == 5001
+
+
+def test_one_up_at_a_time(home: Path) -> None:
+    with state.exclusive(), pytest.raises(errors.ResourceError, match="one `up` or `down` at a time"):
+        cluster.down()
+
+
+def test_nothing_up(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cluster.status()["ray"] == {"up": False}
+    assert cluster.down() == 0
+    assert "start with: neurofleet up" in capsys.readouterr().out
+    with pytest.raises(errors.UnreachableError, match="start it with: neurofleet up"):
+        cluster.submit(["train"])
+
+
+def test_state_survives_a_round_trip_and_is_private(home: Path) -> None:
+    home.mkdir()
+    platform = Platform(
+        "mark", "http://127.0.0.1:2", "/x", Half("127.0.0.1:1", 7, {7: 1.5}), Half("http://127.0.0.1:3")
+    )
+    platform.save()
+    assert state.load() == platform
+    assert state.location().stat().st_mode & 0o777 == 0o600
+
+
+def test_rays_folder_is_short_enough_for_its_sockets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NEUROFLEET_HOME", str(tmp_path / ("long" * 30)))
+    folder = servers.ray_folder()
+    assert len(str(folder)) <= servers.LONGEST_RAY_FOLDER
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert servers.ray_folder() == folder
+    folder.rmdir()
+
+
+class Client:
+    """A job client that tells a log in pieces."""
+
+    def __init__(self, *pieces: str) -> None:
+        self.pieces = pieces
+
+    async def tail_job_logs(self, job_id: str) -> Any:
+        for piece in self.pieces:
+            yield piece
+
+
+def test_logs_are_lines_and_progress_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    pieces = ("fir", "st\nprogress step=1/4 epoch=1/2 ", "train/loss=0.5 eta=3\r\nla", "st")
+    assert list(jobs._lines(Client(*pieces), "job")) == ["first", "last"]  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "progress step=1/4 epoch=1/2 train/loss=0.5 eta=3\n"

@@ -1,0 +1,111 @@
+"""The local platform for real; the last test takes it down."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from neurofleet import cluster, errors, paths
+from neurofleet.cluster import jobs, processes, servers, state
+from neurofleet.cluster.state import Half
+
+pytestmark = pytest.mark.slow
+
+
+def marked(mark: str) -> list[int]:
+    return [process.pid for half in ("ray", "mlflow") for process in processes.members(Half(""), f"{mark}-{half}")]
+
+
+def test_up_is_idempotent(platform_up: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    before = state.location().read_text()
+    cluster.up()
+    assert "is up already" in capsys.readouterr().out
+    assert state.location().read_text() == before
+
+
+def test_everything_listens_on_loopback_and_wants_the_token(platform_up: Any) -> None:
+    platform = state.load()
+    assert platform is not None
+    listening = set()
+    for name in ("ray", "mlflow"):
+        for process in processes.members(getattr(platform, name), f"{platform.mark}-{name}"):
+            with_status = process.net_connections("tcp")
+            listening |= {entry.laddr.ip for entry in with_status if entry.status == psutil.CONN_LISTEN}
+    assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+    assert servers.answers(f"{platform.dashboard}/api/jobs/", servers.bearer())
+    assert not servers.answers(f"{platform.dashboard}/api/jobs/", {"Authorization": "Bearer wrong"})
+
+
+def test_status_tells_what_is_there(platform_up: Any) -> None:
+    report = cluster.status()
+    assert (report["ray"]["up"], report["mlflow"]["up"]) == (True, True)
+    assert report["mlflow"]["megabytes"] < 510
+    assert report["resources"]["CPU"] == (platform_up.cpus, platform_up.cpus)
+    assert report["jobs"] == []
+
+
+def test_a_job_runs_in_the_project_and_its_exit_code_comes_back(
+    platform_up: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = "import os,sys; e=os.environ; print(os.getcwd(), e['NEUROFLEET_HOME'], e['MLFLOW_TRACKING_URI'])"
+    script += "; sys.exit(2)"
+    monkeypatch.setattr(jobs, "COMMAND", [sys.executable, "-c", script])
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    assert cluster.submit(["train"]) == 2
+    shown = capsys.readouterr().out
+    platform = state.load()
+    assert platform is not None
+    assert f"{tmp_path} {paths.home()} {platform.mlflow.address}\n" in shown
+    job_id = shown.partition("submitted ")[2].partition(":")[0]
+    assert cluster.follow(job_id) == 2
+    with pytest.raises(errors.ConfigError, match="no job 'nothing'"):
+        cluster.follow("nothing")
+
+
+def test_a_half_that_died_is_started_again_alone(platform_up: Any) -> None:
+    before = state.load()
+    assert before is not None
+    for process in processes.alive(before.mlflow):
+        process.kill()
+        process.wait(5)
+    assert cluster.status()["mlflow"]["up"] is False
+    after = cluster.up()
+    assert after.ray == before.ray
+    assert (after.mlflow.address, after.mlflow.processes == before.mlflow.processes) == (before.mlflow.address, False)
+    assert cluster.status()["mlflow"]["up"] is True
+
+
+def test_an_interrupted_up_leaves_nothing(free_ports: dict[str, str], tmp_path: Path) -> None:
+    code = "from neurofleet import cluster; cluster.up()"
+    environment = os.environ | free_ports | {"NEUROFLEET_HOME": str(tmp_path / "h")}
+    starting = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    file = tmp_path / "h" / "platform.json"
+    while not file.exists():
+        time.sleep(0.05)
+    mark = json.loads(file.read_text())["mark"]
+    while len(marked(mark)) < 3:  # ray start, gcs_server, MLflow
+        time.sleep(0.1)
+    starting.send_signal(signal.SIGINT)
+    starting.communicate(timeout=60)
+    assert (marked(mark), file.exists()) == ([], False)
+
+
+def test_down_leaves_nothing(platform_up: Any) -> None:
+    """The last test that uses the platform."""
+    platform = state.load()
+    assert platform is not None
+    assert len(marked(platform.mark)) > 5
+    cluster.down()
+    assert marked(platform.mark) == []
+    assert [p.pid for p in psutil.process_iter() if platform.ray_folder in " ".join(p.cmdline())] == []
+    assert not state.location().exists()
