@@ -20,23 +20,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from neurofleet.errors import CheckpointError
 
 INDEX = "index.json"
+# In the library's order of tensors, widest first, so that each starts at a multiple of its own width.
 _DTYPES = {
+    "I64": torch.int64,
     "F64": torch.float64,
     "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
     "I32": torch.int32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ORDER = {dtype: place for place, dtype in enumerate(_NAMES)}
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +58,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         _write(path, payload)
         kept = [*entries, entry][-keep_last:]
         _write(folder / INDEX, json.dumps(kept, indent=1).encode())
-        for old in folder.glob("step-*.safetensors"):
+        for old in folder.glob("step-*"):  # `.part` is what a process that was killed left
             if old.name not in {entry["file"] for entry in kept}:
                 old.unlink()
     except OSError as error:
@@ -86,25 +89,35 @@ def exists(folder: Path) -> bool:
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
     index = folder / INDEX
-    return list(json.loads(index.read_text())) if index.is_file() else []
+    try:
+        entries = list(json.loads(index.read_text())) if index.is_file() else []
+        return [{"file": entry["file"], "step": entry["step"], "sha256": entry["sha256"]} for entry in entries]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{index} needs to list the checkpoints, and is damaged ({error}); train afresh"
+        ) from error
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    _write(path, encode(tensors, {"format": "pt"}))
+    """Raises CheckpointError if the disk refuses; what stood there before is untouched."""
+    try:
+        _write(path, encode(tensors, {"format": "pt"}))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error}; free space or mend the folder") from error
 
 
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file: tensors in order of their names, metadata in its header."""
+    """A safetensors file, the very bytes that the library writes: metadata in its header, tensors in its order."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     parts, offset = [], 0
-    for name in sorted(tensors):
+    for name in sorted(tensors, key=lambda name: (_ORDER[tensors[name].dtype], name)):
         tensor = tensors[name].detach().cpu().contiguous()
         raw = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
         place = [offset, offset + len(raw)]
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
         parts.append(raw)
         offset += len(raw)
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight bytes
     return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
@@ -117,17 +130,20 @@ def decode(payload: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     try:
         length = int.from_bytes(payload[:8], "little")
+        if 8 + length > len(payload):
+            raise ValueError(f"a header of {length} bytes in a file of {len(payload)}")
         header = json.loads(payload[8 : 8 + length])
         metadata = header.pop("__metadata__", {})
         body = memoryview(bytearray(payload[8 + length :]))
         tensors = {}
         for name, about in header.items():
             begin, end = about["data_offsets"]
-            tensor = torch.frombuffer(body, dtype=torch.uint8, count=end - begin, offset=begin) if end > begin else None
-            dtype = _DTYPES[about["dtype"]]
-            tensors[name] = torch.empty(about["shape"], dtype=dtype) if tensor is None else tensor.view(dtype).reshape(about["shape"])
+            raw = torch.empty(0, dtype=torch.uint8)  # a buffer needs at least one byte
+            if begin != end:
+                raw = torch.frombuffer(body, dtype=torch.uint8, count=end - begin, offset=begin)
+            tensors[name] = raw.view(_DTYPES[about["dtype"]]).reshape(about["shape"])
         return tensors, metadata
-    except (KeyError, ValueError, RuntimeError, UnicodeDecodeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"a safetensors file needs a header that fits its bytes: {error}") from error
 
 
@@ -168,6 +184,26 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
             continue
         index, key = rest.split(".", 1)
         parameter = parameters[int(index)]
-        if value.shape == parameter.shape:
-            value = torch.empty_like(parameter, requires_grad=False).copy_(value)
-        optimizer.state[parameter][key] = value
+        optimizer.state[parameter][key] = like(value, parameter) if value.shape == parameter.shape else value
+
+
+def like(value: Tensor, reference: Tensor) -> Tensor:
+    """A copy of a whole tensor with the reference's device, memory layout and share of it."""
+    copy = torch.empty_like(reference, requires_grad=False)
+    fill({"": copy}, {"": value})
+    return copy
+
+
+@torch.no_grad()
+def fill(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy whole tensors into the targets of the same names, of which a worker may hold a share only."""
+    for name, target in targets.items():
+        value = values[name].to(target.device)
+        if isinstance(target, DTensor):
+            value = distribute_tensor(value, target.device_mesh, target.placements)
+        target.copy_(value)
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors, from those of which each worker holds a share; then every worker has to call this."""
+    return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}

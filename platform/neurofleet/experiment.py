@@ -1,8 +1,8 @@
 """Experiment: a resolved plain dict that names family, data, optimizer, schedule, trainer, launcher and seed.
 
 It alone decides a result.  `compose` makes one from the configs (the only use of Hydra in the package), `check` refuses
-what must not be built, `build` turns a config with a `_target_` into an object.  Config is untrusted input: a `_target_`
-is looked up in `TARGETS` before anything is imported.
+what must not be built, `build` turns a config with a `_target_` into an object.  Config is untrusted input: a
+`_target_` is looked up in `TARGETS` before anything is imported.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ SECTIONS = ("family", "data", "optimizer", "schedule", "trainer", "launcher", "s
 # Hydra's own directives would turn data into code; interpolations must be resolved, and may not read the environment.
 _DIRECTIVES = frozenset({"_partial_", "_args_", "_recursive_", "_convert_", "hydra"})
 _INTERPOLATION = re.compile(r"\$\{")
-_ENVIRONMENT = re.compile(r"\$\{\s*oc\.(env|decode|create)\b")
+# Any resolver, since its name may itself be interpolated: ${oc.${data.name}:HOME}.
+_RESOLVER = re.compile(r"\$\{.*:", re.DOTALL)
 
 
 def compose(overrides: list[str]) -> Experiment:
@@ -134,7 +135,9 @@ def check(experiment: Mapping[str, Any]) -> Experiment:
     lacking = [section for section in SECTIONS if section not in experiment]
     unknown = sorted(set(experiment) - set(SECTIONS))
     if lacking or unknown:
-        raise ConfigError(f"an experiment needs the sections {', '.join(SECTIONS)}; lacking {lacking}, unknown {unknown}")
+        raise ConfigError(
+            f"an experiment needs the sections {', '.join(SECTIONS)}; lacking {lacking}, unknown {unknown}"
+        )
     refuse(experiment, resolved=True)
     seed = experiment["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
@@ -155,13 +158,15 @@ def refuse(node: Any, *, resolved: bool, where: str = "") -> None:
     elif isinstance(node, list | tuple):
         for index, value in enumerate(node):
             refuse(value, resolved=resolved, where=f"{where}[{index}]")
-    elif isinstance(node, str) and (_INTERPOLATION if resolved else _ENVIRONMENT).search(node):
-        raise ConfigError(f"{where} may not read the environment or stay unresolved, got {node!r}; write the value itself")
+    elif isinstance(node, str) and (_INTERPOLATION if resolved else _RESOLVER).search(node):
+        raise ConfigError(
+            f"{where} may not read the environment or stay unresolved, got {node!r}; write the value itself"
+        )
 
 
 def check_target(target: Any, where: str = "_target_") -> str:
     own = {name.strip() for name in os.environ.get("NEUROFLEET_TARGETS", "").split(",") if name.strip()}
-    if target not in TARGETS | own:
+    if not isinstance(target, str) or target not in TARGETS | own:
         raise ConfigError(
             f"{where} needs an allowed target, got {target!r}; {nearest(str(target), TARGETS | own)} "
             "(whoever runs the platform can allow more in NEUROFLEET_TARGETS)"
@@ -228,7 +233,9 @@ def build_family(experiment: Experiment, spec: DataSpec) -> Family:
         return build(experiment["family"], spec=spec)  # type: ignore[no-any-return]
 
 
-def build_recipe(experiment: Experiment, *, num_steps: int, log_every_n_steps: int, gradient_clip_val: float | None) -> Recipe:
+def build_recipe(
+    experiment: Experiment, *, num_steps: int, log_every_n_steps: int, gradient_clip_val: float | None
+) -> Recipe:
     from neurofleet.families._base import Recipe
 
     build(experiment["optimizer"], params=_probe())  # a wrong setting shows now, not at the first step
@@ -287,6 +294,13 @@ def save(experiment: Experiment, path: Path) -> None:
 
 
 def load(path: Path) -> Experiment:
+    """A stored experiment, checked as if it came from a stranger: it may have come with a model."""
     import yaml
 
-    return check(yaml.safe_load(path.read_text()))
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} needs to hold an experiment as YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} needs to hold an experiment, got {type(content).__name__}")
+    return check(content)

@@ -16,7 +16,7 @@ from typing import Any
 
 _LINE = re.compile(
     r"progress step=(?P<step>\d+)/(?P<num_steps>\d+) epoch=(?P<epoch>\d+)/(?P<num_epochs>\d+)"
-    r"(?P<metrics>(?: [\w/.-]+=[-+.\deinfa]+)*?) eta=(?P<eta>\d+)"
+    r"(?P<metrics>(?: [\w/.-]+=(?:nan|-?inf|-?\d+(?:\.\d+)?(?:e[-+]\d+)?))*?) eta=(?P<eta>\d+)"
 )
 
 
@@ -33,9 +33,8 @@ class Progress:
 
     def line(self) -> str:
         metrics = "".join(f" {name}={value:.4g}" for name, value in self.metrics.items())
-        return (
-            f"progress step={self.step}/{self.num_steps} epoch={self.epoch}/{self.num_epochs}{metrics} eta={self.eta:.0f}"
-        )
+        done = f"step={self.step}/{self.num_steps} epoch={self.epoch}/{self.num_epochs}"
+        return f"progress {done}{metrics} eta={self.eta:.0f}"
 
 
 def parse(line: str) -> Progress | None:

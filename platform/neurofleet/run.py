@@ -25,9 +25,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.callbacks import EarlyStopping
-from pytorch_lightning.plugins.environments import TorchElasticEnvironment
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.trainer.states import TrainerFn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from neurofleet import checkpoint
 from neurofleet import experiment as experiments
@@ -38,11 +41,7 @@ from neurofleet.families._base import Family
 from neurofleet.steps import Batch, ChunkLoader, HeldOut
 from neurofleet.watch import Log, Watch
 
-DTYPES = {
-    "32-true": torch.float32,
-    "64-true": torch.float64,
-    "bf16-mixed": torch.float32,
-}
+DTYPES = {"32-true": torch.float32, "64-true": torch.float64, "bf16-mixed": torch.float32}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ class TrainerConfig:
     gradient_clip_val:       largest norm of the gradient, or None
     num_threads:             of the CPU, or None for torch's own choice
     early_stopping:          None, or monitor, mode (min, max), patience (validations), min_delta, restore_best
-    checkpoint:              every_n_steps, every_n_minutes (either may be None: one is always written at the end), keep_last
+    checkpoint:              every_n_steps, every_n_minutes (None for never: the end always leaves one), keep_last
     register:                whether the model is released in the registry when the run is done
     """
 
@@ -96,7 +95,9 @@ class TrainerConfig:
 
 def _need_keys(where: str, values: Mapping[str, Any], keys: set[str]) -> None:
     if set(values) != keys:
-        raise ConfigError(f"{where} needs the keys {', '.join(sorted(keys))}, got {', '.join(sorted(values)) or 'none'}")
+        raise ConfigError(
+            f"{where} needs the keys {', '.join(sorted(keys))}, got {', '.join(sorted(values)) or 'none'}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +111,20 @@ class Result:
     seconds: float
 
 
-class ReplicatedStrategy(DDPStrategy):
-    """Every worker holds the whole network; `steps.run_chunk` averages the gradients, so nothing wraps the module."""
+class WorkersStrategy(DDPStrategy):
+    """Lightning's view of a group of workers.  Gradients are `steps.run_chunk`'s business, so nothing wraps the module.
 
-    def configure_ddp(self) -> None:
-        pass
+    Weights need no broadcast either: the seed makes them equal, and a sharded network has no whole ones to send.
+    """
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        assert self.accelerator is not None
+        assert self.model is not None
+        self.accelerator.setup(trainer)
+        self.precision_plugin.convert_module(self.model)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
 
 
 def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, resume: bool = False) -> Result:
@@ -133,12 +143,15 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
     experiment = experiments.check(experiment)
     config: TrainerConfig = experiments.build(experiment["trainer"])
     data = experiments.build_data(experiment)
-    family = experiments.build_family(experiment, data.spec).to(DTYPES[config.precision])
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     stopper = _stopper(config, data)
     with _threads(config.num_threads), _quiet_lightning():
         trainer = _trainer(config, stopper, world_size)
-        loader = _loader(experiment, config, data, trainer.strategy.root_device, rank, world_size)
+        device = trainer.strategy.root_device
+        family = experiments.build_family(experiment, data.spec).to(device, DTYPES[config.precision])
+        if world_size > 1 and experiment["launcher"].get("strategy") == "fsdp":
+            _shard(family, world_size)
+        loader = _loader(experiment, config, data, device, rank, world_size)
         family.recipe = experiments.build_recipe(
             experiment,
             num_steps=loader.num_steps,
@@ -157,10 +170,9 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
             _fit(trainer, family, watch, _held_out(data, "val", config, trainer, rank, world_size))
         if watch.best:
             family.load_state_dict(watch.best)
-        metrics = {name: value for name, value in (watch.history or [{}])[-1].items() if "/" in name}
+        metrics = watch.verdict
         metrics |= _test(trainer, family, _held_out(data, "test", config, trainer, rank, world_size))
-    if rank == 0:
-        _leave(folder, family, data, watch)
+    _leave(folder, family, data, watch)
     num_parameters = sum(parameter.numel() for parameter in family.parameters())
     return Result(metrics, folder, num_parameters, watch.step, time.monotonic() - began)
 
@@ -176,9 +188,9 @@ def _stopper(config: TrainerConfig, data: ParquetDataModule) -> EarlyStopping | 
 
 def _trainer(config: TrainerConfig, stopper: EarlyStopping | None, world_size: int) -> pl.Trainer:
     strategy: Strategy | str = "auto"
-    devices, num_nodes = 1, 1
+    devices = num_nodes = 1
     if world_size > 1:
-        strategy = ReplicatedStrategy(cluster_environment=TorchElasticEnvironment())
+        strategy = WorkersStrategy(cluster_environment=TorchElasticEnvironment())
         devices = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         num_nodes = world_size // devices
     return pl.Trainer(
@@ -186,7 +198,7 @@ def _trainer(config: TrainerConfig, stopper: EarlyStopping | None, world_size: i
         devices=devices,
         num_nodes=num_nodes,
         strategy=strategy,
-        precision=config.precision,
+        precision=config.precision,  # type: ignore[arg-type]  # checked against DTYPES
         callbacks=[] if stopper is None else [stopper],
         logger=False,
         enable_checkpointing=False,
@@ -254,9 +266,10 @@ def _fit(trainer: pl.Trainer, family: Family, watch: Watch, val: HeldOut | None)
     loop, loader = trainer.fit_loop, watch.loader
     # A Lightning epoch is one round. After a checkpoint both of Lightning's counts go on from where it was written.
     loop.max_epochs = -(-loader.num_steps // loader.steps_per_round)
-    loop.epoch_progress.current.processed = loop.epoch_progress.current.completed = watch.step // loader.steps_per_round
+    current = loop.epoch_progress.current
+    current.processed = current.completed = watch.step // loader.steps_per_round  # type: ignore[attr-defined]
     loop.epoch_loop.manual_optimization.optim_step_progress.total.completed = watch.step
-    trainer.callbacks.append(watch)
+    trainer.callbacks.append(watch)  # type: ignore[attr-defined]  # set by a connector, out of mypy's sight
     with watch:
         try:
             trainer.fit(family, loader, val)
@@ -264,7 +277,6 @@ def _fit(trainer: pl.Trainer, family: Family, watch: Watch, val: HeldOut | None)
             if "Early stopping conditioned on metric" in str(error):
                 raise ConfigError(f"trainer.early_stopping.monitor needs a metric that is there: {error}") from None
             raise
-    trainer.callbacks.remove(watch)
 
 
 def _test(trainer: pl.Trainer, family: Family, test: HeldOut | None) -> dict[str, float]:
@@ -274,16 +286,29 @@ def _test(trainer: pl.Trainer, family: Family, test: HeldOut | None) -> dict[str
     return {name: float(value) for name, value in metrics.items()}
 
 
+def _shard(family: Family, world_size: int) -> None:
+    """Fully sharded data parallelism (Zhao et al. 2023): every layer's parameters are split over the workers."""
+    family.to(memory_format=torch.contiguous_format)  # channels-last weights cannot be sharded yet (torch 2.13)
+    mesh = init_device_mesh(family.device.type, (world_size,))
+    for layer in family.children():
+        for module in layer.children() if isinstance(layer, torch.nn.ModuleList) else [layer]:
+            if any(True for _ in module.parameters()):
+                fully_shard(module, mesh=mesh)
+    fully_shard(family, mesh=mesh)
+
+
 def _leave(folder: Path, family: Family, data: ParquetDataModule, watch: Watch) -> None:
-    """What a run leaves behind for figures, releases and readers."""
-    checkpoint.save_weights(folder / "weights.safetensors", family.state_dict())
-    (folder / "history.json").write_text(json.dumps(watch.history))
+    """What a run leaves behind for figures, releases and readers; every worker helps, since weights may be sharded."""
     rows = data.rows("test")
     family.eval()
     dtype = next(family.parameters()).dtype
     with torch.inference_mode():
         outputs = torch.cat([family(batch) for batch in rows.inputs.to(family.device, dtype).split(512)])
-    checkpoint.save_weights(folder / "predictions.safetensors", {"outputs": outputs, "targets": rows.targets})
+    weights = checkpoint.gathered(family.state_dict())
+    if watch.writer:
+        checkpoint.save_weights(folder / "weights.safetensors", weights)
+        checkpoint.save_weights(folder / "predictions.safetensors", {"outputs": outputs, "targets": rows.targets})
+        (folder / "history.json").write_text(json.dumps(watch.history))
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True)
 class ChunkResult:
-    """The loss of every step (over all workers), the metrics of the steps that were measured, and the time of a step."""
+    """The loss of every step (over all workers), the metrics of the measured ones, and the time of a step."""
 
     first_step: int
     losses: list[float]
@@ -211,11 +211,7 @@ def _backward_over_workers(loss: Tensor, weight: float, parameters: list[torch.n
 
 
 def _result(
-    chunk: Chunk,
-    losses: list[Tensor],
-    measured: dict[int, dict[str, Tensor]],
-    seconds: float,
-    world_size: int,
+    chunk: Chunk, losses: list[Tensor], measured: dict[int, dict[str, Tensor]], seconds: float, world_size: int
 ) -> ChunkResult:
     """One transfer from the device, and one all-reduce, for all that a chunk measured."""
     names = [(offset, name) for offset, metrics in measured.items() for name in metrics]
@@ -244,7 +240,7 @@ def _result(
 
 
 class HeldOut:
-    """Batches of held-out rows in order; each worker takes a contiguous part, or all if there are fewer rows than workers."""
+    """Batches of held-out rows in order; each worker takes a contiguous part, or all if workers outnumber rows."""
 
     def __init__(self, tensors: Batch, *, batch_size: int, rank: int, world_size: int) -> None:
         num_rows = len(tensors[0])

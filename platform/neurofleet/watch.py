@@ -1,4 +1,4 @@
-"""Watch: the Lightning callback that follows a run: progress, tracking, history, checkpoints, the best weights, signals.
+"""Watch: the Lightning callback that follows a run: progress, tracking, checkpoints, the best weights, signals.
 
 It acts between chunks of steps, never within one.  A Lightning epoch is one round: the epochs between two validations.
 """
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from neurofleet import checkpoint
 from neurofleet.errors import StoppedError
@@ -66,6 +67,7 @@ class Watch(pl.Callback):
         self.bar = Bar(description) if writer else None
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
+        self.verdict: dict[str, float] = {}  # the last validation, or that of the best weights
         self.step = 0
         self.finished = False
         self._round_loss = (0.0, 0)  # sum over the steps of this round, and their number
@@ -89,7 +91,8 @@ class Watch(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Chunk, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, Family) and pl_module.last_chunk is not None
+        assert isinstance(pl_module, Family)
+        assert pl_module.last_chunk is not None
         result = pl_module.last_chunk
         self.step = self.loader.step = self.step + len(result.losses)
         self.loader.pace(result.step_seconds)
@@ -99,9 +102,10 @@ class Watch(pl.Callback):
         self._round_loss = (total, count + len(result.losses))
         self._latest["train/loss"] = result.losses[-1]
         if self.tracker is not None and result.measured:
+            per_epoch = self.loader.steps_per_epoch
             self.tracker.log_many(
                 [
-                    (step, step / self.loader.steps_per_epoch, {f"train/{name}": value for name, value in metrics.items()})
+                    (step, step / per_epoch, {f"train/{name}": value for name, value in metrics.items()})
                     for step, metrics in result.measured.items()
                 ]
             )
@@ -120,23 +124,25 @@ class Watch(pl.Callback):
         self.history.append({"step": self.step, "epoch": epoch, **row})
         if self.tracker is not None:
             self.tracker.log_many([(self.step, epoch, row)])
-        if self.stopper is not None and self.restore_best and self.stopper.wait_count == 0:
+        improved = self.stopper is not None and self.stopper.wait_count == 0
+        if improved and self.restore_best:
             self.best = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
+        if improved or not self.restore_best:
+            self.verdict = row
         self.finished = trainer.should_stop or self.step >= self.loader.num_steps
         self._show(force=self.finished)
-        if self.finished and self.writer:
+        if self.finished:
             self.save(trainer, pl_module)
         else:
             self._save_if_due(trainer, pl_module)
 
     def _save_if_due(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self._signal is not None:
-            if self.writer:
-                self.save(trainer, module)
+            self.save(trainer, module)
             raise StoppedError(f"stopped by {signal.Signals(self._signal).name} at step {self.step}", self._signal)
         by_step = self.every_n_steps is not None and self.step % self.every_n_steps == 0
         by_time = self.every_seconds is not None and time.monotonic() - self._saved_at >= self.every_seconds
-        if self.writer and (by_step or by_time):
+        if by_step or (by_time and not _is_sharded(module)):  # workers' clocks differ, and shards need every worker
             self.save(trainer, module)
 
     def _show(self, *, force: bool = False) -> None:
@@ -152,26 +158,34 @@ class Watch(pl.Callback):
     # State.
 
     def save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Write a checkpoint; where weights are sharded every worker helps, else the writer needs nobody."""
+        self._saved_at = time.monotonic()
+        if not self.writer and not _is_sharded(module):
+            return
         tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors |= checkpoint.pack_optimizer(trainer.optimizers[0])
+        tensors = checkpoint.gathered(tensors)
         state = {
             "step": self.step,
             "finished": self.finished,
             "history": self.history,
+            "verdict": self.verdict,
             "round_loss": self._round_loss,
             "stopper": None if self.stopper is None else _plain(self.stopper.state_dict()),
         }
-        checkpoint.save(self.folder, self.step, tensors, state, keep_last=self.keep_last)
-        self._saved_at = time.monotonic()
+        if self.writer:
+            checkpoint.save(self.folder, self.step, tensors, state, keep_last=self.keep_last)
 
     def restore(self, module: Family, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Everything but the optimizer's state, which exists only once the fit has begun."""
-        module.load_state_dict(_strip(tensors, "model."))
-        self.best = _strip(tensors, "best.")
+        weights = module.state_dict()
+        checkpoint.fill(weights, _strip(tensors, "model."))
+        self.best = {name: checkpoint.like(value, weights[name]) for name, value in _strip(tensors, "best.").items()}
         self.step = self.loader.step = state["step"]
         self.finished = state["finished"]
         self.history = state["history"]
+        self.verdict = state["verdict"]
         self._round_loss = tuple(state["round_loss"])
         if self.stopper is not None and state["stopper"] is not None:
             self.stopper.load_state_dict(state["stopper"])
@@ -190,7 +204,8 @@ class Watch(pl.Callback):
             raise KeyboardInterrupt
         self._signal = number
         if self.writer:
-            print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping (again to stop at once)", flush=True)
+            name = signal.Signals(number).name
+            print(f"{name}: saving a checkpoint, then stopping (again to stop at once)", flush=True)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
@@ -201,6 +216,10 @@ class Watch(pl.Callback):
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _is_sharded(module: pl.LightningModule) -> bool:
+    return isinstance(next(module.parameters()), DTensor)
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
