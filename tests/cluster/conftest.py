@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from neurofleet import cluster, launch
-from neurofleet.cluster import state, status
+from neurofleet.cluster import state
+from neurofleet.cluster.status import resources
 
 
 @dataclasses.dataclass
@@ -43,7 +44,7 @@ def platform_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
             patch.setenv(name, value)
         platform = cluster.up()
         try:
-            yield Up(cpus=status.resources(platform.ray.address)["CPU"][1])
+            yield Up(cpus=resources(platform.ray.address)["CPU"][1])
         finally:
             if state.location().exists():
                 cluster.down()

@@ -15,6 +15,9 @@ from neurofleet.launch import connection, workers
 from neurofleet.launch.relay import Relay
 from neurofleet.progress import Progress
 
+# Ray reads all of its own data options, deprecated ones too.
+pytestmark = pytest.mark.filterwarnings("ignore:`use_\\w+` is deprecated:DeprecationWarning")
+
 LAUNCHER = {"name": "ray", "num_workers": 2, "use_gpu": False, "strategy": "ddp", "cpus_per_worker": 1}
 
 

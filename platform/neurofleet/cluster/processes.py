@@ -15,6 +15,8 @@ import psutil
 
 from neurofleet.cluster.state import MARK, Half
 
+# They take ten seconds over SIGTERM to say goodbye to one another; once nothing else is left they have nothing to lose.
+RAYS_OWN = ("gcs_server", "raylet", "ray::RuntimeEnv", "ray::Dashboard")
 CLOCK_SLACK = 2.0  # seconds that a start time, which is computed from the boot time, may drift
 
 
@@ -24,7 +26,7 @@ def alive(half: Half) -> list[psutil.Process]:
     for pid, begun in half.processes.items():
         try:
             process = psutil.Process(pid)
-            if abs(process.create_time() - begun) < CLOCK_SLACK and process.status() != psutil.STATUS_ZOMBIE:
+            if abs(process.create_time() - begun) < CLOCK_SLACK and _runs(process):
                 found.append(process)
         except psutil.NoSuchProcess:
             continue
@@ -44,7 +46,7 @@ def members(half: Half, mark: str) -> list[psutil.Process]:
         else:
             others.append(process)
     ours |= {process.pid: process for process in _descendants(ours, others)}
-    return [process for process in ours.values() if process.is_running()]
+    return [process for process in ours.values() if _runs(process)]
 
 
 def record(half: Half, session: int, mark: str) -> None:
@@ -66,7 +68,7 @@ def end(half: Half, mark: str, grace: float) -> int:
     deadline = time.monotonic() + grace
     told: set[int] = set()
     while found := members(half, mark):
-        late = time.monotonic() > deadline
+        late = time.monotonic() > deadline or all(_name(process).startswith(RAYS_OWN) for process in found)
         for process in found:
             ended.add(process.pid)
             if late or process.pid not in told:
@@ -98,6 +100,20 @@ def listener(port: int) -> str:
     except (psutil.AccessDenied, psutil.NoSuchProcess):
         pass  # macOS tells only root
     return "another process"
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _signal(process: psutil.Process, hard: bool) -> None:

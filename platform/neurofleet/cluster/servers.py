@@ -32,6 +32,8 @@ from neurofleet.errors import ResourceError, RunError
 from neurofleet.launch import LOOPBACK, authentication
 
 HOST = "127.0.0.1"
+# Servers outlive what started them; a Popen that is forgotten while its process runs warns.
+_begun: list[subprocess.Popen[bytes]] = []
 # A socket's path may have 107 bytes; below its folder Ray needs /session_<date>_<time>_<pid>/sockets/dash_MetricsHead.
 LONGEST_RAY_FOLDER = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead")
 
@@ -60,6 +62,7 @@ class Server:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C at the terminal is for `up`, which then ends this itself
             )
+        _begun.append(self.process)
 
     def is_ready(self) -> bool:
         """Raises RunError with the end of its log where it failed or took too long."""
