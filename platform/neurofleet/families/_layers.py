@@ -7,7 +7,7 @@ time) or outside training it is deterministic.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +31,18 @@ def activation_by_name(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
+def checked_rate(rate: float) -> float:
+    if not 0 <= rate < 1:
+        raise ConfigError(f"family.dropout needs 0 <= dropout < 1, got {rate}")
+    return rate
+
+
 class Dropout(nn.Module):
     """Inverted dropout (Srivastava et al. 2014) whose mask is a function of (seed, step, site, global row)."""
 
     def __init__(self, rate: float, site: int) -> None:
         super().__init__()
-        if not 0 <= rate < 1:
-            raise ConfigError(f"family.dropout needs 0 <= dropout < 1, got {rate}")
-        self.rate = rate
+        self.rate = checked_rate(rate)
         self.site = site
 
     def forward(self, inputs: Tensor, context: Context | None) -> Tensor:
@@ -58,10 +62,20 @@ class RandomAffine:
 
     def __init__(self, *, degrees: float, scale: float, translation: float, site: int) -> None:
         for name, value in (("degrees", degrees), ("scale", scale), ("translation", translation)):
-            if value < 0:
+            if not value >= 0:
                 raise ConfigError(f"family.augmentation.{name} needs a number >= 0, got {value}")
+        if scale >= 1:
+            raise ConfigError(f"family.augmentation.scale needs a number below 1, got {scale}")
         self.radians, self.scale, self.translation = math.radians(degrees), scale, translation
         self.site = site
+
+    @classmethod
+    def from_config(cls, augmentation: Mapping[str, float], site: int) -> RandomAffine:
+        wanted = ("degrees", "scale", "translation")
+        if set(augmentation) != set(wanted):
+            got = ", ".join(map(str, augmentation)) or "none"
+            raise ConfigError(f"family.augmentation needs the keys {', '.join(wanted)}, got {got}")
+        return cls(**augmentation, site=site)
 
     def __call__(self, images: Tensor, context: Context) -> Tensor:
         """images [batch, channels, height, width] -> the same shape."""
@@ -71,7 +85,10 @@ class RandomAffine:
         angle, scale = draws[:, 0] * self.radians, 1 + draws[:, 1] * self.scale
         shift = draws[:, 2:] * (2 * self.translation)  # affine_grid measures the image as [-1, 1]
         cosine, sine = torch.cos(angle) * scale, torch.sin(angle) * scale
-        rows = torch.stack([cosine, -sine, shift[:, 0], sine, cosine, shift[:, 1]], dim=1).view(-1, 2, 3)
+        proportion = images.shape[2] / images.shape[3]  # a turn measures both sides in pixels
+        rows = torch.stack(
+            [cosine, -sine * proportion, shift[:, 0], sine / proportion, cosine, shift[:, 1]], dim=1
+        ).view(-1, 2, 3)
         grid = F.affine_grid(rows, list(images.shape), align_corners=False)
         # Standardised images have a background that is not zero: the border's value fills what comes into view.
         return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -73,7 +73,7 @@ class CNN(SupervisedFamily):
         self.dense = nn.Linear(num_features, hidden)
         self.readout = nn.Linear(hidden, spec.num_outputs)
         self.dropouts = nn.ModuleList(Dropout(dropout, site) for site in range(2))
-        self.distort = RandomAffine(**augmentation, site=2)
+        self.distort = RandomAffine.from_config(augmentation, site=2)
         self.activation = activation_by_name(activation)
         self.to(memory_format=torch.channels_last)  # 1.2 to 1.3 times as fast on CPUs, and what tensor cores want
 
@@ -87,7 +87,9 @@ class CNN(SupervisedFamily):
                 f"channels={list(channels)}, convolutions_per_stage={convolutions_per_stage}, hidden={hidden}"
             )
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ConfigError(f"family.kernel_size needs an odd number, got {kernel_size}; try {kernel_size + 1}")
+            raise ConfigError(
+                f"family.kernel_size needs an odd number, got {kernel_size}; try {max(kernel_size + 1, 1) | 1}"
+            )
         if norm not in ("group", "none"):
             raise ConfigError(f"family.norm needs group or none, got {norm!r}")
         side = min(spec.shape[1:])

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from neurofleet.errors import ConfigError
-from neurofleet.families._layers import Dropout, activation_by_name
+from neurofleet.families._layers import Dropout, activation_by_name, checked_rate
 from neurofleet.families._supervised import SupervisedFamily
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Context
@@ -39,6 +39,7 @@ class MLP(SupervisedFamily):
             raise ConfigError(f"family.hidden needs layers of at least one unit, got {list(hidden)}")
         sizes = [spec.num_inputs, *hidden]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
+        checked_rate(dropout)  # even where no layer is left to drop from
         self.dropouts = nn.ModuleList(Dropout(dropout, site) for site in range(len(hidden)))
         self.readout = nn.Linear(sizes[-1], spec.num_outputs)
         self.activation = activation_by_name(activation)
