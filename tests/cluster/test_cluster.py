@@ -86,7 +86,11 @@ def test_what_ignores_sigterm_is_killed(sleeper: Any) -> None:
     assert stubborn.poll() is not None
 
 
-def test_a_taken_port_is_named_with_its_holder_and_the_remedy(home: Path) -> None:
+def test_a_taken_port_is_named_with_its_holder_and_the_remedy(
+    home: Path, free_ports: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, number in free_ports.items():
+        monkeypatch.setenv(name, number)
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()

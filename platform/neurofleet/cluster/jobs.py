@@ -7,7 +7,9 @@ and the platform's environment goes along.  Only this module knows Ray's job cli
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 # What a job must know to act as if it ran here; Ray's token is not among them: the cluster has it.
 PASSED_ON = ("NEUROFLEET_HOME", "NEUROFLEET_DATA", "MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL")
+# What Ray itself writes at the head of every log.
+RAYS_OWN = re.compile(r"INFO job_manager\.py|^Running entrypoint for job ")
 COMMAND = [sys.executable, "-m", "neurofleet.cli"]
 
 
@@ -66,6 +70,7 @@ def _client() -> JobSubmissionClient:
         os.environ.update(authentication())
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # how its connection closed
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
@@ -98,20 +103,25 @@ def _follow(client: JobSubmissionClient, job_id: str) -> int:
 def _lines(client: JobSubmissionClient, job_id: str) -> Iterator[str]:
     """The job's log, line by line, without the progress lines: those move a bar while they come."""
     bar: progress.Bar | None = None
-    loop = asyncio.new_event_loop()
     pieces = client.tail_job_logs(job_id)
     rest = ""
+
+    async def next_piece() -> str:
+        return await anext(pieces)
+
+    runner = asyncio.Runner()
     try:
         while True:
             try:
-                piece = loop.run_until_complete(anext(pieces))
+                piece = runner.run(next_piece())
             except StopAsyncIteration:
                 break
             *lines, rest = (rest + piece).replace("\r\n", "\n").split("\n")
             for line in lines:
                 seen = progress.parse(line)
                 if seen is None:
-                    yield line
+                    if not RAYS_OWN.search(line):
+                        yield line
                     continue
                 if bar is None:
                     bar = progress.Bar(job_id)
@@ -122,8 +132,7 @@ def _lines(client: JobSubmissionClient, job_id: str) -> Iterator[str]:
     finally:
         if bar is not None:
             bar.__exit__(None, None, None)
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
+        runner.close()
 
 
 def _exit_code(client: JobSubmissionClient, job_id: str) -> int:
