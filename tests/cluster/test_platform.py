@@ -72,6 +72,8 @@ def test_a_job_runs_in_the_project_and_its_exit_code_comes_back(
     assert f"{tmp_path} {paths.home()} {platform.mlflow.address}\n" in shown
     job_id = shown.partition("submitted ")[2].partition(":")[0]
     assert cluster.follow(job_id) == 2
+    cluster.show_log(job_id)
+    assert capsys.readouterr().out.endswith(f"{tmp_path} {paths.home()} {platform.mlflow.address}\n")
     with pytest.raises(errors.ConfigError, match="no job 'nothing'"):
         cluster.follow("nothing")
 

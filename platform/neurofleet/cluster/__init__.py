@@ -5,8 +5,8 @@ down ─> processes: finds everything that carries this platform's mark, and not
 submit ─> jobs ── Ray Jobs ──> `python -m neurofleet.cli train ...` on the cluster; `follow` shows its progress
 """
 
-from neurofleet.cluster.jobs import follow, submit
+from neurofleet.cluster.jobs import follow, show_log, submit
 from neurofleet.cluster.platform import down, up
 from neurofleet.cluster.status import status
 
-__all__ = ["down", "follow", "status", "submit", "up"]
+__all__ = ["down", "follow", "show_log", "status", "submit", "up"]

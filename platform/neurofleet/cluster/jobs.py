@@ -51,13 +51,25 @@ def submit(arguments: Sequence[str]) -> int:
 def follow(job_id: str) -> int:
     """Show a job's log from its beginning, its progress as a bar, until it ends; returns its exit code."""
     client = _client()
+    _need_job(client, job_id)
+    return _follow(client, job_id)
+
+
+def show_log(job_id: str) -> None:
+    """Print what a job wrote so far."""
+    client = _client()
+    _need_job(client, job_id)
+    lines = client.get_job_logs(job_id).splitlines()
+    print("\n".join(line for line in lines if not RAYS_OWN.search(line)), flush=True)
+
+
+def _need_job(client: JobSubmissionClient, job_id: str) -> None:
     try:
         client.get_job_info(job_id)
     except RuntimeError as error:
         if "404" not in str(error):
             raise
         raise ConfigError(f"no job {job_id!r} on this cluster; `neurofleet status` lists the running ones") from None
-    return _follow(client, job_id)
 
 
 def _client() -> JobSubmissionClient:

@@ -59,7 +59,8 @@ def fit(
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     bar = progress.Bar(f"{launcher['num_workers']} workers")
-    with connected(launcher) as local, bar, relayed(bar):
+    # The relay is the outermost: the last lines arrive while the connection closes.
+    with bar, relayed(bar), connected(launcher) as local:
         import ray.train
         from ray.train.torch import TorchConfig, TorchTrainer
 
