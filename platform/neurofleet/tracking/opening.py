@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""opens MLflow's pages on training runs, where they would open on language-model traces"""
+
+
 def find_run(client: MlflowClient, order: Mapping[str, Any]) -> Run:
     run = client.get_run(order["run_id"])
     if order.get("reopen"):
@@ -34,7 +38,7 @@ def _experiment(client: MlflowClient, order: Mapping[str, Any]) -> str:
     if found is None:
         local = order["uri"].startswith("sqlite")
         try:
-            return str(client.create_experiment(order["experiment"], order["artifact_root"] if local else None))
+            return client.create_experiment(order["experiment"], order["artifact_root"] if local else None, tags=KIND)
         except MlflowException as error:
             found = client.get_experiment_by_name(order["experiment"])
             if found is None:

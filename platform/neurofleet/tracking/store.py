@@ -1,7 +1,7 @@
 """Where tracking goes: `MLFLOW_TRACKING_URI` (http, sqlite, postgresql ...), else sqlite under `paths.home()`.
 
 MLflow makes a fresh sqlite database by running every migration since 2018: 2 to 7 s, paid by the first run.  The
-result is always the same, so it ships with this package as SQL (`schema.sql`, 37 kB, loaded in 20 ms) for the MLflow
+result is always the same, so it ships with this package as SQL (`schema.sql`, 37 kB, loaded in under 0.2 s) for the MLflow
 version that its first line names; a test compares it with a real migration.  Another MLflow version migrates as
 usual.  Make it again after an upgrade:  python -c "from neurofleet.tracking.store import write_schema; write_schema()"
 
@@ -154,7 +154,7 @@ def shown(uri: str) -> str:
 def ui_address(run_id: str) -> str:
     """Where to look at a run: a link while a server runs, else how to open one."""
     about = json.loads((paths.run(run_id) / "tracking" / "run.json").read_text())
-    page = f"#/experiments/{about['experiment_id']}/runs/{run_id}"
+    page = f"#/experiments/{about['experiment_id']}/runs/{run_id}?workflowType=machine_learning"
     if about["uri"].startswith("http"):
         return f"{about['uri'].rstrip('/')}/{page}"
     platform = paths.home() / "platform.json"
