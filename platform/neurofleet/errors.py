@@ -18,8 +18,10 @@ A message reads: requirement, what was got, remedy.  All of them pickle, since R
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 
 
 class NeurofleetError(Exception):
@@ -93,3 +95,16 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     if close:
         return f"did you mean {', '.join(close)}?"
     return f"known: {', '.join(names)}" if names else "there are none yet"
+
+
+@contextlib.contextmanager
+def exit_on_error() -> Iterator[None]:
+    """End the process as the command line promises: one message, no traceback, the error's own exit code."""
+    try:
+        yield
+    except NeurofleetError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)

@@ -14,34 +14,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
-import os
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
-from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.callbacks import EarlyStopping
-from pytorch_lightning.strategies import DDPStrategy, Strategy
-from pytorch_lightning.trainer.states import TrainerFn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
-from neurofleet import checkpoint
+from neurofleet import checkpoint, workers
 from neurofleet import experiment as experiments
-from neurofleet.data import ParquetDataModule, Rows
+from neurofleet.data import ParquetDataModule
 from neurofleet.errors import ConfigError
 from neurofleet.experiment import Experiment
 from neurofleet.families._base import Family
 from neurofleet.steps import Batch, ChunkLoader, HeldOut
 from neurofleet.watch import Log, Watch
+from neurofleet.workers import Group
 
 DTYPES = {"32-true": torch.float32, "64-true": torch.float64, "bf16-mixed": torch.float32}
+
+
+EVALUATION_ROWS = 512  # in a batch of held-out rows, at least
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,20 +106,46 @@ class Result:
     seconds: float
 
 
-class WorkersStrategy(DDPStrategy):
-    """Lightning's view of a group of workers.  Gradients are `steps.run_chunk`'s business, so nothing wraps the module.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An experiment with all that it names built: what can be wrong with it has been found, and nothing is written."""
 
-    Weights need no broadcast either: the seed makes them equal, and a sharded network has no whole ones to send.
+    experiment: Experiment
+    config: TrainerConfig
+    data: ParquetDataModule
+    family: Family
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.family.parameters())
+
+    def tensors(self, stage: str, device: torch.device) -> Batch:
+        dtype = DTYPES[self.config.precision]
+        rows = self.data.rows(stage)
+        return tuple(tensor.to(device, dtype if tensor.is_floating_point() else None) for tensor in rows)
+
+
+def plan(experiment: Experiment) -> Plan:
+    """Build everything that an experiment names.
+
+    Raises:
+        UserError: the experiment cannot be run as it stands.
     """
-
-    def setup(self, trainer: pl.Trainer) -> None:
-        assert self.accelerator is not None
-        assert self.model is not None
-        self.accelerator.setup(trainer)
-        self.precision_plugin.convert_module(self.model)
-        if trainer.state.fn == TrainerFn.FITTING:
-            self.setup_optimizers(trainer)
-        self.setup_precision_plugin()
+    experiment = experiments.check(experiment)
+    config: TrainerConfig = experiments.build(experiment["trainer"])
+    data = experiments.build_data(experiment)
+    rows = {stage: len(data.rows(stage).targets) for stage in ("train", "val", "test")}
+    if config.early_stopping is not None and not rows["val"]:
+        raise ConfigError("trainer.early_stopping needs validation rows, got none; use data.train_splits=[train]")
+    family = experiments.build_family(experiment, data.spec).to(DTYPES[config.precision])
+    family.recipe = experiments.build_recipe(
+        experiment,
+        num_steps=-(-rows["train"] // data.batch_size) * config.max_epochs,
+        log_every_n_steps=config.log_every_n_steps,
+        gradient_clip_val=config.gradient_clip_val,
+    )
+    family.automatic_optimization = False
+    return Plan(experiment, config, data, family)
 
 
 def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, resume: bool = False) -> Result:
@@ -140,126 +161,72 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
         CheckpointError: the disk refused a checkpoint, or none can be read.
     """
     began = time.monotonic()
-    experiment = experiments.check(experiment)
-    config: TrainerConfig = experiments.build(experiment["trainer"])
-    data = experiments.build_data(experiment)
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    stopper = _stopper(config, data)
-    with _threads(config.num_threads), _quiet_lightning():
-        trainer = _trainer(config, stopper, world_size)
-        device = trainer.strategy.root_device
-        family = experiments.build_family(experiment, data.spec).to(device, DTYPES[config.precision])
-        if world_size > 1 and experiment["launcher"].get("strategy") == "fsdp":
-            _shard(family, world_size)
-        loader = _loader(experiment, config, data, device, rank, world_size)
-        family.recipe = experiments.build_recipe(
-            experiment,
-            num_steps=loader.num_steps,
-            log_every_n_steps=config.log_every_n_steps,
-            gradient_clip_val=config.gradient_clip_val,
-        )
-        family.automatic_optimization = False
-        watch = _watch(experiment, config, folder, loader, tracker, stopper, writer=rank == 0)
-        if rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            experiments.save(experiment, folder / "experiment.yaml")
-            data.spec.save(folder / "spec.json")
+    planned = plan(experiment)
+    num_parameters, group = planned.num_parameters, Group.current()
+    if group.is_writer:
+        folder.mkdir(parents=True, exist_ok=True)
+        experiments.save(planned.experiment, folder / "experiment.yaml")
+        planned.data.spec.save(folder / "spec.json")
+    with _threads(planned.config.num_threads), workers.quiet_lightning():
+        stopper = _stopper(planned.config)
+        trainer = workers.trainer(planned.config.accelerator, planned.config.precision, stopper, group)
+        watch = _watch(planned, folder, tracker, stopper, trainer.strategy.root_device, group)
+        family = planned.family.to(trainer.strategy.root_device)
+        if group.size > 1 and experiment["launcher"].get("strategy") == "fsdp":
+            workers.shard(family, group)
         if resume and checkpoint.exists(watch.folder):
             watch.restore(family, *checkpoint.load(watch.folder))
         if not watch.finished:
-            _fit(trainer, family, watch, _held_out(data, "val", config, trainer, rank, world_size))
+            _fit(trainer, family, watch, _held_out(planned, "val", family.device, group))
         if watch.best:
             family.load_state_dict(watch.best)
-        metrics = watch.verdict
-        metrics |= _test(trainer, family, _held_out(data, "test", config, trainer, rank, world_size))
-    _leave(folder, family, data, watch)
-    num_parameters = sum(parameter.numel() for parameter in family.parameters())
+        metrics = watch.verdict | _test(trainer, family, _held_out(planned, "test", family.device, group))
+    if tracker is not None:
+        test = {name: value for name, value in metrics.items() if name.startswith("test/")}
+        tracker.log_many([(watch.step, watch.step / watch.loader.steps_per_epoch, test)])
+    _leave(folder, planned, watch)
     return Result(metrics, folder, num_parameters, watch.step, time.monotonic() - began)
 
 
-def _stopper(config: TrainerConfig, data: ParquetDataModule) -> EarlyStopping | None:
+def _stopper(config: TrainerConfig) -> EarlyStopping | None:
     if config.early_stopping is None:
         return None
-    if len(data.rows("val").targets) == 0:
-        raise ConfigError("trainer.early_stopping needs validation rows, got none; use data.train_splits=[train]")
     settings = {key: value for key, value in config.early_stopping.items() if key != "restore_best"}
     return EarlyStopping(**settings, verbose=False)
 
 
-def _trainer(config: TrainerConfig, stopper: EarlyStopping | None, world_size: int) -> pl.Trainer:
-    strategy: Strategy | str = "auto"
-    devices = num_nodes = 1
-    if world_size > 1:
-        strategy = WorkersStrategy(cluster_environment=TorchElasticEnvironment())
-        devices = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-        num_nodes = world_size // devices
-    return pl.Trainer(
-        accelerator=config.accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=strategy,
-        precision=config.precision,  # type: ignore[arg-type]  # checked against DTYPES
-        callbacks=[] if stopper is None else [stopper],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        max_epochs=-1,
-    )
-
-
-def _loader(
-    experiment: Experiment, config: TrainerConfig, data: ParquetDataModule, device: torch.device, rank: int, size: int
-) -> ChunkLoader:
-    return ChunkLoader(
-        _tensors(data.rows("train"), config, device),
-        batch_size=data.batch_size,
+def _watch(
+    planned: Plan, folder: Path, tracker: Log | None, stopper: EarlyStopping | None, device: torch.device, group: Group
+) -> Watch:
+    config, experiment = planned.config, planned.experiment
+    loader = ChunkLoader(
+        planned.tensors("train", device),
+        batch_size=planned.data.batch_size,
         seed=experiment["seed"],
         max_epochs=config.max_epochs,
         epochs_per_round=config.check_val_every_n_epoch,
         cut_every=config.checkpoint["every_n_steps"],
-        rank=rank,
-        world_size=size,
+        rank=group.rank,
+        world_size=group.size,
     )
-
-
-def _tensors(rows: Rows, config: TrainerConfig, device: torch.device) -> Batch:
-    dtype = DTYPES[config.precision]
-    return tuple(tensor.to(device, dtype if tensor.is_floating_point() else None) for tensor in rows)
-
-
-def _held_out(
-    data: ParquetDataModule, stage: str, config: TrainerConfig, trainer: pl.Trainer, rank: int, world_size: int
-) -> HeldOut | None:
-    rows = data.rows(stage)
-    if len(rows.targets) == 0:
-        return None
-    tensors = _tensors(rows, config, trainer.strategy.root_device)
-    return HeldOut(tensors, batch_size=max(data.batch_size, 512), rank=rank, world_size=world_size)
-
-
-def _watch(
-    experiment: Experiment,
-    config: TrainerConfig,
-    folder: Path,
-    loader: ChunkLoader,
-    tracker: Log | None,
-    stopper: EarlyStopping | None,
-    *,
-    writer: bool,
-) -> Watch:
     return Watch(
         folder=folder,
         loader=loader,
         tracker=tracker,
         stopper=stopper,
         restore_best=config.early_stopping is not None and config.early_stopping["restore_best"],
-        writer=writer,
+        writer=group.is_writer,
         description=f"{experiments.family_name(experiment)} on {experiments.data_name(experiment)}",
         **config.checkpoint,
     )
+
+
+def _held_out(planned: Plan, stage: str, device: torch.device, group: Group) -> HeldOut | None:
+    tensors = planned.tensors(stage, device)
+    if len(tensors[0]) == 0:
+        return None
+    batch_size = max(planned.data.batch_size, EVALUATION_ROWS)
+    return HeldOut(tensors, batch_size=batch_size, rank=group.rank, world_size=group.size)
 
 
 def _fit(trainer: pl.Trainer, family: Family, watch: Watch, val: HeldOut | None) -> None:
@@ -286,28 +253,16 @@ def _test(trainer: pl.Trainer, family: Family, test: HeldOut | None) -> dict[str
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _shard(family: Family, world_size: int) -> None:
-    """Fully sharded data parallelism (Zhao et al. 2023): every layer's parameters are split over the workers."""
-    family.to(memory_format=torch.contiguous_format)  # channels-last weights cannot be sharded yet (torch 2.13)
-    mesh = init_device_mesh(family.device.type, (world_size,))
-    for layer in family.children():
-        for module in layer.children() if isinstance(layer, torch.nn.ModuleList) else [layer]:
-            if any(True for _ in module.parameters()):
-                fully_shard(module, mesh=mesh)
-    fully_shard(family, mesh=mesh)
-
-
-def _leave(folder: Path, family: Family, data: ParquetDataModule, watch: Watch) -> None:
+def _leave(folder: Path, planned: Plan, watch: Watch) -> None:
     """What a run leaves behind for figures, releases and readers; every worker helps, since weights may be sharded."""
-    rows = data.rows("test")
-    family.eval()
-    dtype = next(family.parameters()).dtype
+    family = planned.family.eval()
+    inputs, targets = planned.tensors("test", family.device)
     with torch.inference_mode():
-        outputs = torch.cat([family(batch) for batch in rows.inputs.to(family.device, dtype).split(512)])
+        outputs = torch.cat([family(batch) for batch in inputs.split(EVALUATION_ROWS)])
     weights = checkpoint.gathered(family.state_dict())
     if watch.writer:
         checkpoint.save_weights(folder / "weights.safetensors", weights)
-        checkpoint.save_weights(folder / "predictions.safetensors", {"outputs": outputs, "targets": rows.targets})
+        checkpoint.save_weights(folder / "predictions.safetensors", {"outputs": outputs, "targets": targets})
         (folder / "history.json").write_text(json.dumps(watch.history))
 
 
@@ -319,18 +274,3 @@ def _threads(num_threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Lightning's hints on hardware and loaders are about what is handled here; its warnings stay."""
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        # Lightning 2.6 calls what torch 2.13 deprecates.
-        warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated", category=FutureWarning)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

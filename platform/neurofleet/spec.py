@@ -77,7 +77,10 @@ class DataSpec:
                 f"spec.json needs exactly the fields of DataSpec; lacking {sorted(lacking)}, "
                 f"unknown {sorted(extra)}; prepare the dataset again with: dvc repro"
             )
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**fields)
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")

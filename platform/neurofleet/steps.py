@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from neurofleet.families._base import Family
 
 Batch = tuple[Tensor, ...]
+Measured = dict[int, Mapping[str, Tensor]]  # offset in a chunk -> metrics of that step
 
 # A chunk aims at this much time: long enough that a hook (about 0.2 ms) costs nothing, short enough that a progress
 # bar moves and a signal is heard.
@@ -172,7 +173,7 @@ def run_chunk(family: Family, chunk: Chunk) -> ChunkResult:
     learning_rates = [group["initial_lr"] for group in optimizer.param_groups]
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     losses: list[Tensor] = []
-    measured: dict[int, dict[str, Tensor]] = {}
+    measured: Measured = {}
     begin = time.perf_counter()
     for offset, (batch, rows, weight) in enumerate(zip(chunk.batches, chunk.rows, chunk.weights, strict=True)):
         step = chunk.first_step + offset
@@ -211,7 +212,7 @@ def _backward_over_workers(loss: Tensor, weight: float, parameters: list[torch.n
 
 
 def _result(
-    chunk: Chunk, losses: list[Tensor], measured: dict[int, dict[str, Tensor]], seconds: float, world_size: int
+    chunk: Chunk, losses: list[Tensor], measured: Measured, seconds: float, world_size: int
 ) -> ChunkResult:
     """One transfer from the device, and one all-reduce, for all that a chunk measured."""
     names = [(offset, name) for offset, metrics in measured.items() for name in metrics]

@@ -5,6 +5,7 @@ It acts between chunks of steps, never within one.  A Lightning epoch is one rou
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -14,12 +15,13 @@ from types import FrameType
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from neurofleet import checkpoint
-from neurofleet.errors import StoppedError
+from neurofleet.errors import DivergedError, StoppedError
 from neurofleet.families._base import Family
 from neurofleet.progress import Bar, Progress
 from neurofleet.steps import Chunk, ChunkLoader
@@ -119,6 +121,7 @@ class Watch(pl.Callback):
         total, count = self._round_loss
         row = {"train/loss_epoch": total / count}
         row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        self._require_finite(pl_module, row)
         self._round_loss = (0.0, 0)
         self._latest |= row
         self.history.append({"step": self.step, "epoch": epoch, **row})
@@ -135,6 +138,16 @@ class Watch(pl.Callback):
             self.save(trainer, pl_module)
         else:
             self._save_if_due(trainer, pl_module)
+
+    def _require_finite(self, module: pl.LightningModule, row: dict[str, float]) -> None:
+        """After the last step of a round there is no training loss that would tell what it did to the weights."""
+        finite = all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters())
+        if not finite or not math.isfinite(row.get("val/loss", 0.0)):
+            raise DivergedError(
+                f"weights and validation loss must stay finite, and do not after step {self.step - 1}; "
+                "lower optimizer.lr, set trainer.gradient_clip_val, or check the data for extreme values",
+                self.step - 1,
+            )
 
     def _save_if_due(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self._signal is not None:
@@ -188,7 +201,8 @@ class Watch(pl.Callback):
         self.verdict = state["verdict"]
         self._round_loss = tuple(state["round_loss"])
         if self.stopper is not None and state["stopper"] is not None:
-            self.stopper.load_state_dict(state["stopper"])
+            best_score = torch.tensor(state["stopper"]["best_score"], dtype=torch.float64)
+            self.stopper.load_state_dict(state["stopper"] | {"best_score": best_score})
         self._restored = tensors
 
     # Signals: the first asks for a checkpoint and an orderly end at the next chunk, the second does not wait.

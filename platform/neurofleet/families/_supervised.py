@@ -97,7 +97,7 @@ class SupervisedFamily(Family):
 
 def make_metrics(spec: DataSpec) -> MetricCollection:
     """The scores of one pass over held-out data, on raw outputs (logits or standardised values)."""
-    metrics: dict[str, Metric]
+    metrics: dict[str, Metric | MetricCollection]
     match spec.task:
         case "multiclass":
             num_classes = len(spec.classes)

@@ -1,0 +1,44 @@
+"""Train a network: `neurofleet train family=cnn data=mnist5k [overrides]`, or `python pipelines/train.py ...`.
+
+Every flag of Hydra works: --cfg job shows the experiment, --multirun runs several, --help lists the choices.
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from neurofleet import experiment as experiments
+from neurofleet import paths
+from neurofleet.errors import exit_on_error
+
+
+@hydra.main(version_base="1.3", config_path=str(paths.shipped("configs")), config_name="train")
+@exit_on_error()
+def main(config: DictConfig) -> None:
+    experiment = experiments.from_config(config)
+
+    from neurofleet import tracking
+    from neurofleet.launch import launch
+    from neurofleet.launch.record import recorded, stored
+    from neurofleet.run import plan
+
+    if config.resume is not None:
+        experiment = stored(config.resume)
+    planned = plan(experiment)  # whatever is wrong shows here, before anything is written
+    with recorded(planned, resume=config.resume) as (tracker, folder):
+        result = launch(experiment, tracker=tracker, folder=folder, resume=config.resume is not None)
+
+    for name, value in result.metrics.items():
+        print(f"{name:24} {value:.4f}")
+    if planned.config.register:
+        from neurofleet.release import register
+
+        name = f"{experiments.data_name(experiment)}-{experiments.family_name(experiment)}"
+        tags = {"run": tracker.run_id, "data.digest": planned.data.digest}
+        print(f"{'model':24} {name} version {register(tracker.run_id, folder, name, tags)}")
+    print(f"{'run':24} {tracking.ui_address(tracker.run_id)}")
+    print(f"{'folder':24} {folder}")
+
+
+if __name__ == "__main__":
+    with exit_on_error(), experiments.explained():
+        main()

@@ -1,0 +1,116 @@
+"""From an experiment to objects: a `_target_` is called with its other keys, and its signature is the schema."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from neurofleet.errors import ConfigError, MismatchError, NeurofleetError, nearest
+from neurofleet.experiment.check import TARGETS, Experiment, check_target
+from neurofleet.spec import DataSpec
+
+if TYPE_CHECKING:
+    from neurofleet.data import ParquetDataModule
+    from neurofleet.families._base import Family, Recipe
+
+
+def build(config: Mapping[str, Any], **given: Any) -> Any:
+    """Call the config's `_target_` with its other keys and `given`; the target's signature is the schema.
+
+    Raises:
+        ConfigError: a forbidden target; a key that the signature lacks, or lacks of it; a value of the wrong type.
+    """
+    values = {key: value for key, value in config.items() if key != "_target_"}
+    target = check_target(config.get("_target_"))
+    module, name = target.rsplit(".", 1)
+    factory = getattr(importlib.import_module(module), name)
+    parameters = inspect.signature(factory).parameters
+    for key in values:
+        if key not in parameters:
+            raise ConfigError(f"{target} has no setting {key!r}; {nearest(key, set(parameters) - set(given))}")
+    hints = typing.get_type_hints(factory.__init__)
+    for key, value in values.items():
+        _check_type(f"{target}: {key}", value, hints.get(key))
+    required = {key for key, parameter in parameters.items() if parameter.default is parameter.empty}
+    lacking = sorted(key for key in required - set(values) - set(given) if not key.startswith("_"))
+    if lacking:
+        raise ConfigError(f"{target} needs {', '.join(lacking)}; got {', '.join(sorted(values))}")
+    try:
+        return factory(**values, **given)
+    except NeurofleetError:
+        raise
+    except (TypeError, ValueError) as error:  # third parties' own checks, such as an optimizer's of its learning rate
+        raise ConfigError(f"{target} refuses its settings: {error}") from error
+
+
+def _check_type(where: str, value: Any, hint: Any) -> None:
+    """Catch plain mistakes (text for a number) early; richer types are their constructor's business."""
+    plain: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options = typing.get_args(hint) if union else (hint,)
+    if all(option in plain or option is type(None) for option in options):
+        wanted = tuple(kind for option in options for kind in plain.get(option, (type(None),)))
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            names = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+            raise ConfigError(f"{where} needs {names}, got {value!r}")
+
+
+def build_data(experiment: Experiment) -> ParquetDataModule:
+    return build(experiment["data"])
+
+
+def build_family(experiment: Experiment, spec: DataSpec) -> Family:
+    """The network of an experiment for data of `spec`, with weights that `seed` alone decides."""
+    import torch
+
+    family_class = _load(experiment["family"])
+    try:
+        family_class.accept(spec)
+    except MismatchError as error:
+        raise MismatchError(f"{error}; families that fit: {', '.join(fitting_families(spec)) or 'none'}") from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment["seed"])
+        return build(experiment["family"], spec=spec)
+
+
+def build_recipe(
+    experiment: Experiment, *, num_steps: int, log_every_n_steps: int, gradient_clip_val: float | None
+) -> Recipe:
+    from neurofleet.families._base import Recipe
+
+    build(experiment["optimizer"], params=_probe())  # a wrong setting shows now, not at the first step
+    return Recipe(
+        optimizer=lambda parameters: build(experiment["optimizer"], params=parameters),
+        schedule=build(experiment["schedule"]),
+        seed=experiment["seed"],
+        num_steps=num_steps,
+        log_every_n_steps=log_every_n_steps,
+        gradient_clip_val=gradient_clip_val,
+    )
+
+
+def _probe() -> list[Any]:
+    import torch
+
+    return [torch.nn.Parameter(torch.zeros(1))]
+
+
+def _load(config: Mapping[str, Any]) -> Any:
+    module, name = check_target(config.get("_target_")).rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)
+
+
+def fitting_families(spec: DataSpec) -> list[str]:
+    """Names of the shipped families that accept `spec`."""
+    fitting = []
+    for target in sorted(name for name in TARGETS if name.startswith("neurofleet.families.")):
+        try:
+            _load({"_target_": target}).accept(spec)
+        except MismatchError:
+            continue
+        fitting.append(target.split(".")[-2])
+    return fitting

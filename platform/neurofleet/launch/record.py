@@ -1,0 +1,131 @@
+"""Record: the MLflow run of one execution, from its first tag to its end state, and the figures that it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neurofleet import experiment as experiments
+from neurofleet import paths
+from neurofleet.errors import ConfigError, NeurofleetError, StoppedError, nearest
+from neurofleet.experiment import Experiment
+from neurofleet.spec import DataSpec
+from neurofleet.tracking import Tracker, code_tags
+
+if TYPE_CHECKING:
+    from neurofleet.run import Plan
+
+ARTIFACTS = ("experiment.yaml", "spec.json", "history.json", "weights.safetensors")
+
+
+@contextlib.contextmanager
+def recorded(planned: Plan, *, resume: str | None = None) -> Iterator[tuple[Tracker, Path]]:
+    """A tracker, and the folder of its run; the run ends FINISHED, KILLED (a signal) or FAILED with this context.
+
+    resume: the id of a run that goes on, or None for a new one
+    """
+    experiment = planned.experiment
+    if resume is None:
+        tracker = Tracker.start(
+            experiment=experiments.data_name(experiment),
+            run_name=run_name(experiment),
+            tags=_tags(planned),
+            params=experiment,
+        )
+    else:
+        tracker = Tracker.resume(resume)
+    folder = paths.run(tracker.run_id)
+    if resume is None:
+        spec, data = planned.data.spec, planned.data
+        tracker.log_dataset(spec.name, data.digest, str(data.folder), spec.to_dict(), sum(spec.num_rows.values()))
+    try:
+        yield tracker, folder
+        for name in ARTIFACTS:
+            tracker.log_artifact(folder / name)
+        for path in draw(folder):
+            tracker.log_artifact(path, "figures")
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | StoppedError)
+        _finish_after(tracker, "KILLED" if stopped else "FAILED")
+        if stopped:
+            print(f"to go on from the last checkpoint: neurofleet train resume={tracker.run_id}", file=sys.stderr)
+        raise
+    tracker.finish("FINISHED")
+
+
+def run_name(experiment: Experiment) -> str:
+    parts = (experiments.family_name(experiment), experiments.data_name(experiment), str(experiment["seed"]))
+    return str(experiment["name"] or "-".join(parts))
+
+
+def stored(run_id: str) -> Experiment:
+    """The experiment of a run that was started before.
+
+    Raises:
+        ConfigError: there is no such run here.
+    """
+    path = paths.run(run_id) / "experiment.yaml"
+    if not path.is_file():
+        runs = [folder.parent.name for folder in (paths.home() / "runs").glob("*/experiment.yaml")]
+        raise ConfigError(
+            f"resume needs the id of a run in {paths.home() / 'runs'}, got {run_id!r}; {nearest(run_id, runs)}"
+        )
+    return experiments.load(path)
+
+
+def draw(folder: Path) -> list[Path]:
+    """The figures of a finished run, as PNG files in its folder: learning curves, and how the test rows came out."""
+    from neurofleet import checkpoint
+    from neurofleet.figures.confusion_matrix import confusion_matrix
+    from neurofleet.figures.learning_curves import learning_curves
+    from neurofleet.figures.predicted_vs_true import predicted_vs_true
+
+    spec = DataSpec.load(folder / "spec.json")
+    tensors, _ = checkpoint.decode((folder / "predictions.safetensors").read_bytes())
+    outputs, targets = tensors["outputs"].double(), tensors["targets"]
+    drawn = [folder / "figures" / "learning_curves.png"]
+    drawn[0].parent.mkdir(exist_ok=True)
+    learning_curves(json.loads((folder / "history.json").read_text()), drawn[0])
+    for index, column in enumerate(spec.targets):
+        kind = "predicted_vs_true" if spec.task == "regression" else "confusion_matrix"
+        suffix = f"_{column}" if len(spec.targets) > 1 else ""
+        path = folder / "figures" / f"{kind}{suffix}.png"
+        title = f"{spec.name}: {column}, test"
+        if spec.task == "regression":
+            mean, std = spec.target_mean[index], spec.target_std[index]
+            true, predicted = targets[:, index].double() * std + mean, outputs[:, index] * std + mean
+            predicted_vs_true(true.numpy(), predicted.numpy(), path, name=column, title=title)
+        elif spec.task == "multiclass":
+            confusion_matrix(targets.tolist(), outputs.argmax(dim=1).tolist(), spec.classes, path, title=title)
+        else:
+            classes = spec.classes if spec.task == "binary" else (f"not {column}", column)
+            true, predicted = targets[:, index].long(), (outputs[:, index] > 0).long()
+            confusion_matrix(true.tolist(), predicted.tolist(), classes, path, title=title)
+        drawn.append(path)
+    return drawn
+
+
+def _tags(planned: Plan) -> dict[str, str]:
+    experiment = planned.experiment
+    return {
+        "family": experiments.family_name(experiment),
+        "data": experiments.data_name(experiment),
+        "data.digest": planned.data.digest,
+        "launcher": experiment["launcher"]["name"],
+        "seed": str(experiment["seed"]),
+        "experiment.digest": experiments.digest(experiment),
+        "num_parameters": str(planned.num_parameters),
+        **code_tags(),
+    }
+
+
+def _finish_after(tracker: Tracker, status: str) -> None:
+    """End the run without hiding why it ends."""
+    try:
+        tracker.finish(status)
+    except NeurofleetError as error:
+        print(f"warning: {error}", file=sys.stderr)

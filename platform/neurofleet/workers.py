@@ -1,0 +1,104 @@
+"""Workers: how Lightning and a network are set up in a group of processes (`torch.distributed`)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.trainer.states import TrainerFn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from neurofleet.families._base import Family
+
+
+class Group(NamedTuple):
+    """This process's place among the workers; a process without a group is a group of one."""
+
+    rank: int
+    size: int
+
+    @classmethod
+    def current(cls) -> Group:
+        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls(0, 1)
+
+    @property
+    def is_writer(self) -> bool:
+        return self.rank == 0
+
+
+class WorkersStrategy(DDPStrategy):
+    """Lightning's view of a group of workers.  Gradients are `steps.run_chunk`'s business, so nothing wraps the module.
+
+    Weights need no broadcast either: the seed makes them equal, and a sharded network has no whole ones to send.
+    """
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        assert self.accelerator is not None
+        assert self.model is not None
+        self.accelerator.setup(trainer)
+        self.precision_plugin.convert_module(self.model)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+
+def trainer(accelerator: str, precision: str, stopper: EarlyStopping | None, group: Group) -> pl.Trainer:
+    """A Lightning Trainer that only trains: logs, checkpoints and progress are `neurofleet.watch`'s."""
+    strategy: Strategy | str = "auto"
+    devices = num_nodes = 1
+    if group.size > 1:
+        strategy = WorkersStrategy(cluster_environment=TorchElasticEnvironment())
+        devices = int(os.environ.get("LOCAL_WORLD_SIZE", group.size))
+        num_nodes = group.size // devices
+    return pl.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=precision,  # type: ignore[arg-type]  # checked by TrainerConfig
+        callbacks=[] if stopper is None else [stopper],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        max_epochs=-1,
+    )
+
+
+def shard(family: Family, group: Group) -> None:
+    """Fully sharded data parallelism (Zhao et al. 2023): every layer's parameters are split over the workers."""
+    family.to(memory_format=torch.contiguous_format)  # channels-last weights cannot be sharded yet (torch 2.13)
+    mesh = init_device_mesh(family.device.type, (group.size,))
+    for layer in family.children():
+        for module in layer.children() if isinstance(layer, torch.nn.ModuleList) else [layer]:
+            if any(True for _ in module.parameters()):
+                fully_shard(module, mesh=mesh)
+    fully_shard(family, mesh=mesh)
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Lightning's hints on hardware and loaders are about what is handled here; its warnings stay."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # Lightning 2.6 calls what torch 2.13 deprecates.
+        warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated", category=FutureWarning)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
