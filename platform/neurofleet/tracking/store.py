@@ -1,7 +1,7 @@
 """Where tracking goes: `MLFLOW_TRACKING_URI` (http, sqlite, postgresql ...), else sqlite under `paths.home()`.
 
 MLflow makes a fresh sqlite database by running every migration since 2018: 2 to 7 s, paid by the first run.  The
-result is always the same, so it ships with this package as SQL (`schema.sql`, 37 kB, loaded in under 0.2 s) for the MLflow
+result is always the same, so it ships with this package as SQL (`schema.sql`, loaded in under 0.2 s) for the MLflow
 version that its first line names; a test compares it with a real migration.  Another MLflow version migrates as
 usual.  Make it again after an upgrade:  python -c "from neurofleet.tracking.store import write_schema; write_schema()"
 
