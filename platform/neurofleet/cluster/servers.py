@@ -29,7 +29,7 @@ from typing import Any
 from neurofleet import paths, tracking
 from neurofleet.cluster.state import MARK, Platform
 from neurofleet.errors import ResourceError, RunError
-from neurofleet.launch import LOOPBACK, authentication
+from neurofleet.launch import API_SERVER, LOOPBACK, authentication
 
 HOST = "127.0.0.1"
 # Servers outlive what started them; a Popen that is forgotten while its process runs warns.
@@ -89,6 +89,7 @@ def ray_head(platform: Platform) -> Server:
     command += ["--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0"]
     environment = _environment(f"{platform.mark}-ray") | {
         LOOPBACK: "0",
+        API_SERVER: platform.dashboard,  # workers that ask for it would search this machine, and find another's too
         "RAY_START_HOOK": "neurofleet.cluster.servers.without_client_server",
     }
     environment.pop("RAY_ADDRESS", None)

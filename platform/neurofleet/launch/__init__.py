@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurofleet.launch import workers
-from neurofleet.launch.connection import LOOPBACK, authentication, ensure_token, is_open
+from neurofleet.launch.connection import API_SERVER, LOOPBACK, authentication, ensure_token, is_open
 
 if TYPE_CHECKING:
     from neurofleet.run import Result
     from neurofleet.tracking import Tracker
 
-__all__ = ["LOOPBACK", "authentication", "ensure_token", "is_open", "launch"]
+__all__ = ["API_SERVER", "LOOPBACK", "authentication", "ensure_token", "is_open", "launch"]
 
 
 def launch(experiment: dict[str, Any], *, tracker: Tracker | None, folder: Path, resume: bool) -> Result:

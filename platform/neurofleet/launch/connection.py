@@ -22,6 +22,9 @@ from neurofleet.errors import ResourceError, UnreachableError
 # Set to 0, Ray leaves 127.0.0.1 alone on every system; else it takes it for the machine's outward address, and finds
 # nobody there.
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+# Where Ray's own actors (the cleaner of Ray Train) find the dashboard.  Without it they look for a Ray on this machine,
+# give up if there are two, and a run waits for their time-outs at its end.
+API_SERVER = "RAY_API_SERVER_ADDRESS"
 
 
 def bundle(launcher: Mapping[str, Any]) -> dict[str, float]:
@@ -53,6 +56,8 @@ def connected(launcher: Mapping[str, Any]) -> Iterator[bool]:
     finally:
         if mine:
             ray.shutdown()
+        if private:
+            os.environ.pop(API_SERVER, None)
 
 
 def _connect(address: str | None, private: bool) -> None:
@@ -61,7 +66,10 @@ def _connect(address: str | None, private: bool) -> None:
     options: dict[str, Any] = {"address": address, "logging_level": "ERROR", "log_to_driver": True}
     if private:
         # With a dashboard: see the top.
+        dashboard_port = _free_port()
+        os.environ[API_SERVER] = f"http://127.0.0.1:{dashboard_port}"
         options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        options |= {"dashboard_port": dashboard_port}
         options |= {"_node_ip_address": "127.0.0.1"}
     elif address and address != "auto" and not is_open(address.removeprefix("ray://")):  # Ray itself tries for minutes
         raise _unreachable(address, "nobody listens there")
@@ -69,6 +77,12 @@ def _connect(address: str | None, private: bool) -> None:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise _unreachable(address, str(error).strip().splitlines()[0]) from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _unreachable(address: str | None, reason: str) -> UnreachableError:
