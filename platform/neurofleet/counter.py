@@ -63,8 +63,8 @@ def _columns(size: int, device: torch.device) -> Tensor:
 def fold(key: Key, *words: Key) -> Key:
     """A new key from a key and words (a step, a site, an epoch); the order of the words matters.
 
-    Keys lie multiples of the golden ratio apart, hence as far from each other as can be: with a small factor, step 31 of
-    seed 0 and step 0 of seed 1 would draw the same numbers.
+    Keys lie multiples of the golden ratio apart, hence as far from each other as can be: with a small factor, 31 say,
+    step 31 of seed 0 and step 0 of seed 1 would draw the same numbers.
     """
     for word in words:
         if isinstance(key, int):
@@ -89,8 +89,8 @@ def uniform(key: Key, rows: Tensor, shape: tuple[int, ...], dtype: torch.dtype =
 def bernoulli(key: Key, rows: Tensor, shape: tuple[int, ...], probability: float | Tensor) -> Tensor:
     """True with `probability` (a float, or a float64 scalar tensor in a stack of trials): bool [len(rows), *shape].
 
-    It is the comparison of `uniform` in float64, on the words themselves: fewer passes over memory, and the same in every
-    dtype.
+    It is the comparison of `uniform` in float64, on the words themselves: fewer passes over memory, and the same in
+    every dtype.
     """
     words = _words(key, rows, shape)
     if isinstance(probability, Tensor):
