@@ -54,6 +54,9 @@ class Recipe:
     gradient_clip_val: float | None
 
 
+_NUM_ROWS = ""  # no metric has this name
+
+
 class Family(pl.LightningModule, ABC):
     """Abstract: a subclass builds its network from the DataSpec and its config, and gives `objective`.
 
@@ -69,6 +72,7 @@ class Family(pl.LightningModule, ABC):
         self.spec = spec
         self._recipe: Recipe | None = None
         self.last_chunk: ChunkResult | None = None
+        self._totals: dict[str, dict[str, Tensor]] = {}  # of held-out rows, by stage
 
     @classmethod
     def accept(cls, spec: DataSpec) -> None:
@@ -152,8 +156,31 @@ class Family(pl.LightningModule, ABC):
     def _evaluate(self, batch: Batch, stage: str) -> None:
         """Hold the batch against the learning rule; a subclass with scores of its own replaces this."""
         objective = self.objective(batch, self._context(batch, 0, training=False))
-        for name, value in {"loss": objective.loss, **objective.metrics}.items():
-            self.log(f"{stage}/{name}", value, batch_size=len(batch[0]), on_epoch=True, sync_dist=dist.is_initialized())
+        self._tally(stage, {"loss": objective.loss, **objective.metrics}, len(batch[0]))
 
     def _log_evaluation(self, stage: str) -> None:
         """Log what a whole pass over held-out data amounts to."""
+        self._log_scores(stage, self._means(stage))
+
+    def _tally(self, stage: str, means: Mapping[str, Tensor], num_rows: int) -> None:
+        """Remember the means over a batch, weighted by its rows."""
+        totals = self._totals.setdefault(stage, {})
+        for name, mean in means.items():
+            totals[name] = totals.get(name, 0.0) + mean.detach().double() * num_rows
+        totals[_NUM_ROWS] = totals.get(_NUM_ROWS, 0.0) + torch.tensor(num_rows, dtype=torch.float64, device=self.device)
+
+    def _means(self, stage: str) -> dict[str, Tensor]:
+        """The means over all rows of all workers.  (Lightning's own rounds the workers' average number of rows.)"""
+        totals = self._totals.pop(stage)
+        sums = torch.stack(list(totals.values()))
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        values = dict(zip(totals, sums, strict=True))
+        num_rows = values.pop(_NUM_ROWS)
+        return {name: total / num_rows for name, total in values.items()}
+
+    def _log_scores(self, stage: str, scores: Mapping[str, Tensor]) -> None:
+        for name, value in scores.items():
+            self.log(
+                f"{stage}/{name}", value, sync_dist=dist.is_initialized()
+            )  # equal on all; Lightning likes to hear it

@@ -15,7 +15,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar
 
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection, classification, regression
@@ -75,24 +74,23 @@ class SupervisedFamily(Family):
             case _:
                 return {"accuracy": ((outputs > 0) == (targets > 0.5)).to(outputs.dtype).mean()}
 
-    # Held-out data: the loss by Lightning, the scores by torchmetrics.
+    # Held-out data: the mean loss, and the scores of torchmetrics.
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
         inputs, targets = batch
         context = self._context(batch, 0, training=False)
         outputs = self(inputs, context)
         loss = self.loss(outputs, targets, context)
-        self.log(f"{stage}/loss", loss, batch_size=len(targets), on_epoch=True, sync_dist=dist.is_initialized())
+        self._tally(stage, {"loss": loss}, len(targets))
         if stage not in self._scores:
             self._scores[stage] = make_metrics(self.spec).to(outputs.device)
         self._scores[stage].update(outputs, targets if self.spec.task == "regression" else targets.long())
 
     def _log_evaluation(self, stage: str) -> None:
-        metrics = self._scores.pop(stage)
-        for name, value in metrics.compute().items():
-            if name in ("mae", "rmse"):  # in the target's own units
-                value = value * self.spec.target_std[0]
-            self.log(f"{stage}/{name}", value, sync_dist=dist.is_initialized())  # equal on all: torchmetrics saw to it
+        scores = self._means(stage) | self._scores.pop(stage).compute()
+        for name in {"mae", "rmse"} & set(scores):  # in the target's own units
+            scores[name] = scores[name] * self.spec.target_std[0]
+        self._log_scores(stage, scores)
 
 
 def make_metrics(spec: DataSpec) -> MetricCollection:
