@@ -2,7 +2,7 @@
 
 Ray Train v2 is used as it is, with its own switches set for short runs (figures in LOG.md).  It asks for the workers'
 state every 2 s; here 5 times a second.  Its placement group cleaner asks the dashboard whether the controller lives and
-holds up the end of a run for 10 s where there is none, so a private Ray has a dashboard too.
+holds up the end of a run for 12 s where it finds none: so a private Ray has a dashboard too, and actors are told where.
 """
 
 from __future__ import annotations
