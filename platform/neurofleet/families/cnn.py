@@ -104,7 +104,7 @@ class CNN(SupervisedFamily):
         return self.distort(inputs, context)
 
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
-        images_BCYX = inputs.contiguous(memory_format=torch.channels_last)
+        images_BCYX = inputs  # the first convolution takes the layout of its weights
         for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), start=1):
             images_BCYX = self.activation(norm(convolution(images_BCYX)))
             if index % self.convolutions_per_stage == 0:

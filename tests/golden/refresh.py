@@ -1,0 +1,39 @@
+"""Losses of seeded runs, pinned: a change that moves one by more than rounding has to be meant.
+
+After such a change: `.venv/bin/python tests/golden/refresh.py`, and say in the commit why the figures moved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "platform"))
+
+STORED = Path(__file__).with_name("losses.json")
+COMMON = ["data=digits", "trainer.precision=64-true", "trainer.max_epochs=3", "schedule=cosine", "seed=7"]
+COMMON += ["family.label_smoothing=0.1", "trainer.num_threads=1"]
+GOLDEN = {
+    "mlp-digits": [*COMMON, "family=mlp", "family.dropout=0.2", "optimizer=sgd"],
+    "cnn-digits": [*COMMON, "family=cnn", "family.channels=[8,16]", "family.kernel_size=3", "optimizer=adamw",
+                   "family.augmentation={degrees: 10.0, scale: 0.1, translation: 0.1}"],
+}  # fmt: skip
+
+
+def losses(name: str) -> dict[str, list[float]]:
+    """Training and validation loss of every epoch."""
+    from neurofleet import experiment
+    from neurofleet.run import run
+
+    with tempfile.TemporaryDirectory() as folder:
+        run(experiment.compose(GOLDEN[name]), folder=Path(folder))
+        rows = json.loads((Path(folder) / "history.json").read_text())
+    return {metric: [row[metric] for row in rows] for metric in ("train/loss_epoch", "val/loss")}
+
+
+if __name__ == "__main__":
+    STORED.write_text(json.dumps({name: losses(name) for name in GOLDEN}, indent=1) + "\n")
