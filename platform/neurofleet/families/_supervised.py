@@ -68,11 +68,11 @@ class SupervisedFamily(Family):
         """A training batch's own score: cheap enough for every measured step."""
         match self.spec.task:
             case "multiclass":
-                return {"accuracy": (outputs.argmax(dim=-1) == targets).to(outputs.dtype).mean()}
+                return {"accuracy": (outputs.argmax(dim=-1) == targets).mean(dtype=outputs.dtype)}
             case "regression":
                 return {}
             case _:
-                return {"accuracy": ((outputs > 0) == (targets > 0.5)).to(outputs.dtype).mean()}
+                return {"accuracy": ((outputs > 0) == (targets > 0.5)).mean(dtype=outputs.dtype)}
 
     # Held-out data: the mean loss, and the scores of torchmetrics.
 
