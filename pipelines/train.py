@@ -26,14 +26,13 @@ def main(config: DictConfig) -> None:
     planned = plan(experiment)  # whatever is wrong shows here, before anything is written
     with recorded(planned, resume=config.resume) as (tracker, folder):
         result = launch(experiment, tracker=tracker, folder=folder, resume=config.resume is not None)
-
-    for name, value in result.metrics.items():
-        print(f"{name:24} {value:.4f}")
+        for name, value in result.metrics.items():
+            print(f"{name:24} {value:.4f}", flush=True)
     if planned.config.register:
         from neurofleet.release import register
 
         name = f"{experiments.data_name(experiment)}-{experiments.family_name(experiment)}"
-        tags = {"run": tracker.run_id, "data.digest": planned.data.digest}
+        tags = {"data.digest": planned.data.digest}
         print(f"{'model':24} {name} version {register(tracker.run_id, folder, name, tags)}")
     print(f"{'run':24} {tracking.ui_address(tracker.run_id)}")
     print(f"{'folder':24} {folder}")

@@ -89,7 +89,10 @@ def draw(folder: Path) -> list[Path]:
     outputs, targets = tensors["outputs"].double(), tensors["targets"]
     drawn = [folder / "figures" / "learning_curves.png"]
     drawn[0].parent.mkdir(exist_ok=True)
-    learning_curves(json.loads((folder / "history.json").read_text()), drawn[0])
+    history = json.loads((folder / "history.json").read_text())
+    for row in history:  # beside val/loss, in one panel
+        row["train/loss"] = row.pop("train/loss_epoch")
+    learning_curves(history, drawn[0])
     for index, column in enumerate(spec.targets):
         kind = "predicted_vs_true" if spec.task == "regression" else "confusion_matrix"
         suffix = f"_{column}" if len(spec.targets) > 1 else ""

@@ -59,10 +59,10 @@ def register(run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> i
             artifacts={Path(file).stem: str(folder / file) for file in FILES},
             signature=signature(spec), input_example=example(spec), pip_requirements=requirements())
         answer = mlflow.pyfunc.load_model(logged.model_uri).predict(example(spec))
-    if len(answer) != 1:
-        raise RunError(f"a release answers one row to one row, got {len(answer)}; the model {logged.model_uri} was "
-                       "logged but not registered")
-    return _create_version(run_id, name, logged, tags)
+        if len(answer) != 1:
+            raise RunError(f"a release answers one row to one row, got {len(answer)}; the model {logged.model_uri} was "
+                           "logged but not registered")
+        return _create_version(run_id, name, logged, tags)
 
 
 def _create_version(run_id: str, name: str, logged: Any, tags: Mapping[str, str]) -> int:
