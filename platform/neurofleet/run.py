@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,8 +35,6 @@ from neurofleet.watch import Log, Watch
 from neurofleet.workers import Group
 
 DTYPES = {"32-true": torch.float32, "64-true": torch.float64, "bf16-mixed": torch.float32}
-
-
 EVALUATION_ROWS = 512  # in a batch of held-out rows, at least
 
 
@@ -68,24 +67,46 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_epochs", "check_val_every_n_epoch", "log_every_n_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"trainer.{name} needs a whole number of at least 1, got {getattr(self, name)}")
+            _need_count(f"trainer.{name}", getattr(self, name), at_least=1)
         if self.precision not in DTYPES:
             raise ConfigError(f"trainer.precision needs one of {', '.join(DTYPES)}, got {self.precision!r}")
         if self.accelerator not in ("auto", "cpu", "gpu"):
             raise ConfigError(f"trainer.accelerator needs auto, cpu or gpu, got {self.accelerator!r}")
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ConfigError("trainer.accelerator=gpu needs a CUDA device, and this machine has none; use auto or cpu")
-        if self.gradient_clip_val is not None and self.gradient_clip_val <= 0:
-            raise ConfigError(f"trainer.gradient_clip_val needs a number above 0 or null, got {self.gradient_clip_val}")
         _need_keys("trainer.checkpoint", self.checkpoint, {"every_n_steps", "every_n_minutes", "keep_last"})
-        if self.checkpoint["keep_last"] < 1:
-            raise ConfigError(f"trainer.checkpoint.keep_last needs at least 1, got {self.checkpoint['keep_last']}")
+        _need_count("trainer.checkpoint.keep_last", self.checkpoint["keep_last"], at_least=1)
+        steps, minutes = self.checkpoint["every_n_steps"], self.checkpoint["every_n_minutes"]
+        for name, count in (("num_threads", self.num_threads), ("checkpoint.every_n_steps", steps)):
+            _need_count(f"trainer.{name}", 1 if count is None else count, at_least=1)
+        for name, size in (("gradient_clip_val", self.gradient_clip_val), ("checkpoint.every_n_minutes", minutes)):
+            _need_positive(f"trainer.{name}", 1 if size is None else size)
         if self.early_stopping is not None:
             keys = {"monitor", "mode", "patience", "min_delta", "restore_best"}
             _need_keys("trainer.early_stopping", self.early_stopping, keys)
-            if self.early_stopping["mode"] not in ("min", "max"):
-                raise ConfigError(f"trainer.early_stopping.mode needs min or max, got {self.early_stopping['mode']!r}")
+            self._check_early_stopping(**self.early_stopping)
+
+    @staticmethod
+    def _check_early_stopping(*, monitor: Any, mode: Any, patience: Any, min_delta: Any, restore_best: Any) -> None:
+        if not isinstance(monitor, str):
+            raise ConfigError(f"trainer.early_stopping.monitor needs the name of a metric, got {monitor!r}")
+        if mode not in ("min", "max"):
+            raise ConfigError(f"trainer.early_stopping.mode needs min or max, got {mode!r}")
+        _need_count("trainer.early_stopping.patience", patience, at_least=0)
+        if isinstance(min_delta, bool) or not isinstance(min_delta, int | float) or not 0 <= min_delta < math.inf:
+            raise ConfigError(f"trainer.early_stopping.min_delta needs a number of at least 0, got {min_delta!r}")
+        if not isinstance(restore_best, bool):
+            raise ConfigError(f"trainer.early_stopping.restore_best needs true or false, got {restore_best!r}")
+
+
+def _need_count(where: str, value: Any, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ConfigError(f"{where} needs a whole number of at least {at_least}, got {value!r}")
+
+
+def _need_positive(where: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"{where} needs a number above 0 or null, got {value!r}")
 
 
 def _need_keys(where: str, values: Mapping[str, Any], keys: set[str]) -> None:
@@ -192,7 +213,8 @@ def _stopper(config: TrainerConfig) -> EarlyStopping | None:
     if config.early_stopping is None:
         return None
     settings = {key: value for key, value in config.early_stopping.items() if key != "restore_best"}
-    return EarlyStopping(**settings, verbose=False)
+    # After the validation: at the end of an epoch Lightning calls it after `Watch`, which would see the round before.
+    return EarlyStopping(**settings, check_on_train_epoch_end=False, verbose=False)
 
 
 def _watch(
