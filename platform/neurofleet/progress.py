@@ -9,6 +9,7 @@ somebody looks.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 import sys
 import time
@@ -62,18 +63,20 @@ class Bar:
         self._last_line = 0.0
 
     def __enter__(self) -> Bar:
-        if sys.stdout.isatty():
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        if sys.stdout.isatty() and importlib.util.find_spec("rich"):  # a bare training machine gets the plain lines
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Display
+            from rich.table import Column
 
+            whole = Column(no_wrap=True, min_width=9)
             self._display = Display(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("epoch {task.fields[epoch]}"),
-                TextColumn("[cyan]{task.fields[metrics]}"),
+                TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed}/{task.total}", table_column=whole),
+                TextColumn("epoch {task.fields[epoch]}", table_column=whole),
                 TimeElapsedColumn(),
-                TextColumn("eta {task.fields[eta]}"),
+                TextColumn("eta {task.fields[eta]}", table_column=Column(no_wrap=True)),
+                TextColumn("[cyan]{task.fields[metrics]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
                 refresh_per_second=5,
             )
             self._display.start()
@@ -82,7 +85,7 @@ class Bar:
 
     def update(self, progress: Progress, *, force: bool = False) -> None:
         if self._display is not None:
-            shown = list(progress.metrics.items())[-4:]
+            shown = [item for item in progress.metrics.items() if item[0] != "train/loss_epoch"]
             self._display.update(
                 self._task,
                 completed=progress.step,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 # What a job must know to act as if it ran here; Ray's token is not among them: the cluster has it.
-PASSED_ON = ("NEUROFLEET_HOME", "NEUROFLEET_DATA", "MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL")
+PASSED_ON = ("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "NEUROFLEET_TARGETS")
 # What Ray itself writes at the head of every log.
 RAYS_OWN = re.compile(r"INFO job_manager\.py|^Running entrypoint for job ")
 COMMAND = [sys.executable, "-m", "neurofleet.cli"]
@@ -96,9 +96,6 @@ def _client() -> JobSubmissionClient:
 def _environment() -> dict[str, str]:
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     environment |= {"NEUROFLEET_HOME": str(paths.home()), "NEUROFLEET_DATA": str(paths.data())}
-    platform = state.load()
-    if platform is not None and "MLFLOW_TRACKING_URI" not in environment and platforms.is_up(platform, "mlflow"):
-        environment["MLFLOW_TRACKING_URI"] = platform.mlflow.address
     return environment
 
 
@@ -136,7 +133,7 @@ def _lines(client: JobSubmissionClient, job_id: str) -> Iterator[str]:
                         yield line
                     continue
                 if bar is None:
-                    bar = progress.Bar(job_id)
+                    bar = progress.Bar("training")
                     bar.__enter__()
                 bar.update(seen)
         if rest:

@@ -64,6 +64,7 @@ def fit(
         import ray.train
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        print(f"starting {launcher['num_workers']} workers ...", flush=True)
         train: Any = ray.train  # mypy sees the classes of v1
         trainer = TorchTrainer(
             _guarded,
@@ -131,13 +132,17 @@ def _cause(error: Any) -> NeurofleetError:
     return WorkerError(f"a worker died ({type(lost).__name__}): {lines[0]}")
 
 
+# What a worker must know beside its own settings; the platform's operator, not a config, sets these.
+PASSED_ON = ("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "NEUROFLEET_TARGETS", "PYTHONPATH")
+
+
 def _worker_environment(launcher: Mapping[str, Any], loopback: bool) -> dict[str, str]:
     """Threads as granted, none of which spins when idle; gloo on the interface that the cluster uses."""
     threads = str(launcher["cpus_per_worker"])
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     environment |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
     environment |= {"NEUROFLEET_HOME": str(paths.home()), "NEUROFLEET_DATA": str(paths.data())}
-    environment |= {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "PYTHONPATH") if name in os.environ}
+    environment |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     if loopback:
         environment["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
     return environment
