@@ -16,16 +16,16 @@ from neurofleet.errors import exit_on_error
 def main(config: DictConfig) -> None:
     experiment = experiments.from_config(config)
 
-    from neurofleet import tracking
-    from neurofleet.launch import launch
+    from neurofleet import launch, tracking
     from neurofleet.launch.record import recorded, stored
     from neurofleet.run import plan
 
     if config.resume is not None:
         experiment = stored(config.resume)
     planned = plan(experiment)  # whatever is wrong shows here, before anything is written
+    launch.check(experiment)
     with recorded(planned, resume=config.resume) as (tracker, folder):
-        result = launch(experiment, tracker=tracker, folder=folder, resume=config.resume is not None)
+        result = launch.launch(experiment, tracker=tracker, folder=folder, resume=config.resume is not None)
         for name, value in result.metrics.items():
             print(f"{name:24} {value:.4f}", flush=True)
     if planned.config.register:

@@ -25,17 +25,41 @@ from neurofleet.spec import DataSpec
 from neurofleet.tracking import Tracker, store_uri
 
 # MLflow 3.17 with SQLAlchemy 2.1, and MLflow's own annotations when mlflow.pyfunc is imported
-pytestmark = [pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
-              pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
 
 TABLE = DataSpec(
-    name="houses", kind="tabular", task="regression", shape=(3,), inputs=("rooms", "age", "tax"), targets=("price",),
-    classes=(), input_mean=(5.0, 30.0, 100.0), input_std=(1.0, 10.0, 50.0), target_mean=(200.0,), target_std=(40.0,),
-    num_rows={"train": 8, "val": 1, "test": 1}, source="made for this test")
+    name="houses",
+    kind="tabular",
+    task="regression",
+    shape=(3,),
+    inputs=("rooms", "age", "tax"),
+    targets=("price",),
+    classes=(),
+    input_mean=(5.0, 30.0, 100.0),
+    input_std=(1.0, 10.0, 50.0),
+    target_mean=(200.0,),
+    target_std=(40.0,),
+    num_rows={"train": 8, "val": 1, "test": 1},
+    source="made for this test",
+)
 IMAGES = DataSpec(
-    name="digits", kind="image", task="multiclass", shape=(1, 12, 12), inputs=("pixels",), targets=("label",),
-    classes=("zero", "one", "two"), input_mean=(33.0,), input_std=(70.0,), target_mean=(), target_std=(),
-    num_rows={"train": 8, "val": 1, "test": 1}, source="made for this test")
+    name="digits",
+    kind="image",
+    task="multiclass",
+    shape=(1, 12, 12),
+    inputs=("pixels",),
+    targets=("label",),
+    classes=("zero", "one", "two"),
+    input_mean=(33.0,),
+    input_std=(70.0,),
+    target_mean=(),
+    target_std=(),
+    num_rows={"train": 8, "val": 1, "test": 1},
+    source="made for this test",
+)
 
 ELSEWHERE = """
 import json, sys
@@ -116,8 +140,14 @@ def test_version_carries_its_lineage_and_no_pickle(table: Any, run_id: str, home
     [logged] = client.get_run(run_id).outputs.model_outputs
     folder = home / "mlflow" / "artifacts" / "models" / logged.model_id / "artifacts"
     files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
-    assert {"model.py", "artifacts/weights.safetensors", "artifacts/spec.json", "artifacts/experiment.yaml",
-            "code/neurofleet/experiment.py", "input_example.json"} <= files
+    assert {
+        "model.py",
+        "artifacts/weights.safetensors",
+        "artifacts/spec.json",
+        "artifacts/experiment.yaml",
+        "code/neurofleet/experiment.py",
+        "input_example.json",
+    } <= files
     assert not [file for file in files if file.endswith((".pkl", ".pt", ".pth", ".bin", ".pyc"))]
     pins = (folder / "requirements.txt").read_text().split()
     assert f"torch=={torch.__version__.split('+')[0]}" in pins
@@ -175,10 +205,21 @@ def test_example_is_one_row_in_raw_units() -> None:
     assert (image.shape, image.dtype, image.min(), image.max()) == ((1, 1, 12, 12), np.uint8, 33, 33)
 
 
-@pytest.mark.parametrize(("spec", "kinds"), [
-    (TABLE, {"prediction": "double"}),
-    (IMAGES, {"prediction": "string", "probability_zero": "double", "probability_one": "double",
-              "probability_two": "double"})])
+@pytest.mark.parametrize(
+    ("spec", "kinds"),
+    [
+        (TABLE, {"prediction": "double"}),
+        (
+            IMAGES,
+            {
+                "prediction": "string",
+                "probability_zero": "double",
+                "probability_one": "double",
+                "probability_two": "double",
+            },
+        ),
+    ],
+)
 def test_signature_names_what_comes_out(spec: DataSpec, kinds: dict[str, str]) -> None:
     outputs = release.signature(spec).outputs
     assert {column.name: column.type.name for column in outputs} == kinds
@@ -189,13 +230,32 @@ def test_served_over_http(table: Any, free_port: int) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"MLFLOW_TRACKING_URI": store_uri(), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/houses-mlp/1", "--env-manager", "local",
-         "--host", "127.0.0.1", "--port", str(free_port)], cwd="/", start_new_session=True,
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "models",
+            "serve",
+            "-m",
+            "models:/houses-mlp/1",
+            "--env-manager",
+            "local",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(free_port),
+        ],
+        cwd="/",
+        start_new_session=True,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         question = json.dumps({"dataframe_split": {"columns": ["rooms", "age", "tax"], "data": [[5.0, 30.0, 100.0]]}})
-        request = urllib.request.Request(f"http://127.0.0.1:{free_port}/invocations", question.encode(),
-                                         {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{free_port}/invocations", question.encode(), {"Content-Type": "application/json"}
+        )
         deadline = time.monotonic() + 120
         while True:
             try:

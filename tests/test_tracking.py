@@ -24,8 +24,16 @@ from neurofleet.errors import ConfigError, RunError, UnreachableError, UserError
 from neurofleet.tracking import Tracker, code_tags, flatten, prepare_store, records, store, store_uri, ui_address
 from neurofleet.tracking.lineage import shorten
 
-SPEC = {"name": "digits", "kind": "tabular", "task": "multiclass", "shape": [2], "inputs": ["a", "b"], "targets": ["y"],
-        "classes": ["no", "yes"], "num_rows": {"train": 30, "val": 5, "test": 10}}
+SPEC = {
+    "name": "digits",
+    "kind": "tabular",
+    "task": "multiclass",
+    "shape": [2],
+    "inputs": ["a", "b"],
+    "targets": ["y"],
+    "classes": ["no", "yes"],
+    "num_rows": {"train": 30, "val": 5, "test": 10},
+}
 DIGEST = "0123456789abcdef0123456789abcdef"
 
 
@@ -40,8 +48,10 @@ def start(**changes: Any) -> Tracker:
 
 
 def rows(first: int, last: int) -> list[tuple[int, float, dict[str, float]]]:
-    return [(step, step // 10, {"train/loss": 1.0 / (step + 1), "train/accuracy": step / 1000})
-            for step in range(first, last)]
+    return [
+        (step, step // 10, {"train/loss": 1.0 / (step + 1), "train/accuracy": step / 1000})
+        for step in range(first, last)
+    ]
 
 
 def query(question: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -101,8 +111,14 @@ def owner() -> Iterator[tuple[subprocess.Popen[str], str, int]]:
 def test_rows_come_back_exactly() -> None:
     line = records.encode_rows([(3, 0, {"a": 0.1, "b": math.inf}), (7, 1, {"a": -1e-300, "b": 2.0})], 1000, 1010)
     points, epoch = records.decode_points(records.decode(line), None)
-    assert points == [("a", 0.1, 1005, 3), ("b", math.inf, 1005, 3), ("epoch", 0.0, 1005, 3),
-                      ("a", -1e-300, 1010, 7), ("b", 2.0, 1010, 7), ("epoch", 1.0, 1010, 7)]
+    assert points == [
+        ("a", 0.1, 1005, 3),
+        ("b", math.inf, 1005, 3),
+        ("epoch", 0.0, 1005, 3),
+        ("a", -1e-300, 1010, 7),
+        ("b", 2.0, 1010, 7),
+        ("epoch", 1.0, 1010, 7),
+    ]
     assert epoch == 1.0
 
 
@@ -123,7 +139,11 @@ def test_rows_with_other_names_make_another_line() -> None:
 
 def test_flatten_names_nested_settings() -> None:
     assert flatten({"family": {"width": 64, "sizes": [1, 2], "extra": {}}, "seed": 0}) == {
-        "family.width": "64", "family.sizes": "[1, 2]", "family.extra": "{}", "seed": "0"}
+        "family.width": "64",
+        "family.sizes": "[1, 2]",
+        "family.extra": "{}",
+        "seed": "0",
+    }
 
 
 def test_long_values_say_that_they_were_cut() -> None:
@@ -168,7 +188,9 @@ def test_prepare_store_by_many_processes_at_once(home: Path) -> None:
     assert query("PRAGMA journal_mode") == [("wal",)]
     assert query("SELECT artifact_location FROM experiments") == [(str(home / "mlflow" / "artifacts" / "0"),)]
     assert sorted(file.name for file in (home / "mlflow").iterdir() if not file.name.startswith("mlflow.db-")) == [
-        ".mlflow.db.lock", "mlflow.db"]
+        ".mlflow.db.lock",
+        "mlflow.db",
+    ]
 
 
 def test_mlflow_tracking_uri_wins(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -240,7 +262,9 @@ def test_a_run_carries_everything(tmp_path: Path) -> None:
     assert history(run_id, "epoch") == [(0, 0), (10, 1), (20, 2)]
     assert history(run_id, "test/accuracy") == [(20, 0.5)]
     assert query("SELECT key, value, is_nan FROM metrics WHERE key IN ('worst', 'infinite') ORDER BY key") == [
-        ("infinite", -sys.float_info.max, 0), ("worst", 0.0, 1)]
+        ("infinite", -sys.float_info.max, 0),
+        ("worst", 0.0, 1),
+    ]
     assert dict(query("SELECT key, step FROM latest_metrics"))["train/loss"] == 19
     assert query("SELECT name, digest FROM datasets") == [("digits", DIGEST)]
     [(location,)] = query("SELECT artifact_uri FROM runs")
@@ -269,9 +293,18 @@ def test_bulk_writes_what_the_client_writes(monkeypatch: pytest.MonkeyPatch) -> 
 
     prepare_store()
     client = MlflowClient(store_uri())
-    points = [records.Point(name, value, 1000 + step % 3, step) for step, name, value in [
-        (5, "a", 1.0), (1, "a", 2.0), (5, "a", 3.0), (2, "b", math.nan), (2, "b", math.inf), (3, "b", -math.inf),
-        (5, "a", 1.0)]]
+    points = [
+        records.Point(name, value, 1000 + step % 3, step)
+        for step, name, value in [
+            (5, "a", 1.0),
+            (1, "a", 2.0),
+            (5, "a", 3.0),
+            (2, "b", math.nan),
+            (2, "b", math.inf),
+            (3, "b", -math.inf),
+            (5, "a", 1.0),
+        ]
+    ]
     through_client, direct = (client.create_run("0").info.run_id for _ in range(2))
     for part in (points[:3], points[3:]):
         monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
@@ -389,10 +422,27 @@ def serve(port: int, folder: Path) -> subprocess.Popen[bytes]:
     uri = f"sqlite:///{folder}/mlflow.db"
     prepare_store(uri)
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-         "--backend-store-uri", uri, "--artifacts-destination", str(folder / "artifacts")],
-        env=dict(os.environ, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"), stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True)
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            uri,
+            "--artifacts-destination",
+            str(folder / "artifacts"),
+        ],
+        env=dict(os.environ, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     wait_for(lambda: answers(port), 120)
     return process
 

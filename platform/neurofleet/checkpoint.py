@@ -184,7 +184,11 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
             continue
         index, key = rest.split(".", 1)
         parameter = parameters[int(index)]
-        optimizer.state[parameter][key] = like(value, parameter) if value.shape == parameter.shape else value
+        if value.shape == parameter.shape:
+            value = like(value, parameter)
+        elif optimizer.defaults.get("fused"):  # a fused kernel counts steps where it computes
+            value = value.to(parameter.device)
+        optimizer.state[parameter][key] = value
 
 
 def like(value: Tensor, reference: Tensor) -> Tensor:

@@ -14,11 +14,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -27,93 +25,15 @@ from pytorch_lightning.callbacks import EarlyStopping
 from neurofleet import checkpoint, workers
 from neurofleet import experiment as experiments
 from neurofleet.data import ParquetDataModule
-from neurofleet.errors import ConfigError
+from neurofleet.errors import ConfigError, nearest
 from neurofleet.experiment import Experiment
 from neurofleet.families._base import Family
 from neurofleet.steps import Batch, ChunkLoader, HeldOut
+from neurofleet.trainer import DTYPES, TrainerConfig
 from neurofleet.watch import Log, Watch
 from neurofleet.workers import Group
 
-DTYPES = {"32-true": torch.float32, "64-true": torch.float64, "bf16-mixed": torch.float32}
 EVALUATION_ROWS = 512  # in a batch of held-out rows, at least
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainerConfig:
-    """How long and how to train; the names are Lightning's where it has them.
-
-    max_epochs:              passes over the training rows
-    check_val_every_n_epoch: epochs between two validations
-    log_every_n_steps:       how often a training step is measured and logged
-    precision:               32-true, 64-true or bf16-mixed
-    accelerator:             auto, cpu or gpu
-    gradient_clip_val:       largest norm of the gradient, or None
-    num_threads:             of the CPU, or None for torch's own choice
-    early_stopping:          None, or monitor, mode (min, max), patience (validations), min_delta, restore_best
-    checkpoint:              every_n_steps, every_n_minutes (None for never: the end always leaves one), keep_last
-    register:                whether the model is released in the registry when the run is done
-    """
-
-    max_epochs: int
-    check_val_every_n_epoch: int
-    log_every_n_steps: int
-    precision: str
-    accelerator: str
-    gradient_clip_val: float | None
-    num_threads: int | None
-    early_stopping: Mapping[str, Any] | None
-    checkpoint: Mapping[str, Any]
-    register: bool
-
-    def __post_init__(self) -> None:
-        for name in ("max_epochs", "check_val_every_n_epoch", "log_every_n_steps"):
-            _need_count(f"trainer.{name}", getattr(self, name), at_least=1)
-        if self.precision not in DTYPES:
-            raise ConfigError(f"trainer.precision needs one of {', '.join(DTYPES)}, got {self.precision!r}")
-        if self.accelerator not in ("auto", "cpu", "gpu"):
-            raise ConfigError(f"trainer.accelerator needs auto, cpu or gpu, got {self.accelerator!r}")
-        if self.accelerator == "gpu" and not torch.cuda.is_available():
-            raise ConfigError("trainer.accelerator=gpu needs a CUDA device, and this machine has none; use auto or cpu")
-        _need_keys("trainer.checkpoint", self.checkpoint, {"every_n_steps", "every_n_minutes", "keep_last"})
-        _need_count("trainer.checkpoint.keep_last", self.checkpoint["keep_last"], at_least=1)
-        steps, minutes = self.checkpoint["every_n_steps"], self.checkpoint["every_n_minutes"]
-        for name, count in (("num_threads", self.num_threads), ("checkpoint.every_n_steps", steps)):
-            _need_count(f"trainer.{name}", 1 if count is None else count, at_least=1)
-        for name, size in (("gradient_clip_val", self.gradient_clip_val), ("checkpoint.every_n_minutes", minutes)):
-            _need_positive(f"trainer.{name}", 1 if size is None else size)
-        if self.early_stopping is not None:
-            keys = {"monitor", "mode", "patience", "min_delta", "restore_best"}
-            _need_keys("trainer.early_stopping", self.early_stopping, keys)
-            self._check_early_stopping(**self.early_stopping)
-
-    @staticmethod
-    def _check_early_stopping(*, monitor: Any, mode: Any, patience: Any, min_delta: Any, restore_best: Any) -> None:
-        if not isinstance(monitor, str):
-            raise ConfigError(f"trainer.early_stopping.monitor needs the name of a metric, got {monitor!r}")
-        if mode not in ("min", "max"):
-            raise ConfigError(f"trainer.early_stopping.mode needs min or max, got {mode!r}")
-        _need_count("trainer.early_stopping.patience", patience, at_least=0)
-        if isinstance(min_delta, bool) or not isinstance(min_delta, int | float) or not 0 <= min_delta < math.inf:
-            raise ConfigError(f"trainer.early_stopping.min_delta needs a number of at least 0, got {min_delta!r}")
-        if not isinstance(restore_best, bool):
-            raise ConfigError(f"trainer.early_stopping.restore_best needs true or false, got {restore_best!r}")
-
-
-def _need_count(where: str, value: Any, *, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigError(f"{where} needs a whole number of at least {at_least}, got {value!r}")
-
-
-def _need_positive(where: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigError(f"{where} needs a number above 0 or null, got {value!r}")
-
-
-def _need_keys(where: str, values: Mapping[str, Any], keys: set[str]) -> None:
-    if set(values) != keys:
-        raise ConfigError(
-            f"{where} needs the keys {', '.join(sorted(keys))}, got {', '.join(sorted(values)) or 'none'}"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +76,14 @@ def plan(experiment: Experiment) -> Plan:
     config: TrainerConfig = experiments.build(experiment["trainer"])
     data = experiments.build_data(experiment)
     rows = {stage: len(data.rows(stage).targets) for stage in ("train", "val", "test")}
-    if config.early_stopping is not None and not rows["val"]:
-        raise ConfigError("trainer.early_stopping needs validation rows, got none; use data.train_splits=[train]")
     family = experiments.build_family(experiment, data.spec).to(DTYPES[config.precision])
+    if config.early_stopping is not None:
+        monitor, known = config.early_stopping["monitor"], [f"val/{name}" for name in family.score_names]
+        if not rows["val"]:
+            raise ConfigError("trainer.early_stopping needs validation rows, got none; use data.train_splits=[train]")
+        if monitor not in known:
+            hint = nearest(monitor, known)
+            raise ConfigError(f"trainer.early_stopping.monitor needs a metric that is there, got {monitor!r}; {hint}")
     family.recipe = experiments.build_recipe(
         experiment,
         num_steps=-(-rows["train"] // data.batch_size) * config.max_epochs,
@@ -184,6 +109,8 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
     began = time.monotonic()
     planned = plan(experiment)
     num_parameters, group = planned.num_parameters, Group.current()
+    if resume:
+        _need_same(planned.experiment, folder)
     if group.is_writer:
         folder.mkdir(parents=True, exist_ok=True)
         experiments.save(planned.experiment, folder / "experiment.yaml")
@@ -207,6 +134,17 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
         tracker.log_many([(watch.step, watch.step / watch.loader.steps_per_epoch, test)])
     _leave(folder, planned, watch)
     return Result(metrics, folder, num_parameters, watch.step, time.monotonic() - began)
+
+
+def _need_same(experiment: Experiment, folder: Path) -> None:
+    """Going on with other settings would end in weights that no experiment describes."""
+    before = experiments.load(folder / "experiment.yaml")
+    if experiments.digest(before) != experiments.digest(experiment):
+        sections = [key for key in experiment if key not in ("launcher", "name") and before[key] != experiment[key]]
+        raise ConfigError(
+            f"a run goes on with the experiment that it began with, got other settings of {', '.join(sections)}; "
+            f"train a new run, or take the settings of {folder / 'experiment.yaml'}"
+        )
 
 
 def _stopper(config: TrainerConfig) -> EarlyStopping | None:
@@ -262,10 +200,8 @@ def _fit(trainer: pl.Trainer, family: Family, watch: Watch, val: HeldOut | None)
     with watch:
         try:
             trainer.fit(family, loader, val)
-        except RuntimeError as error:
-            if "Early stopping conditioned on metric" in str(error):
-                raise ConfigError(f"trainer.early_stopping.monitor needs a metric that is there: {error}") from None
-            raise
+        except SystemExit:  # how Lightning answers a second Ctrl-C
+            raise KeyboardInterrupt from None
 
 
 def _test(trainer: pl.Trainer, family: Family, test: HeldOut | None) -> dict[str, float]:

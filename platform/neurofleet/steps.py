@@ -215,9 +215,7 @@ def _backward_over_workers(loss: Tensor, weight: float, parameters: list[torch.n
         gradient.copy_(total)
 
 
-def _result(
-    chunk: Chunk, losses: list[Tensor], measured: Measured, seconds: float, world_size: int
-) -> ChunkResult:
+def _result(chunk: Chunk, losses: list[Tensor], measured: Measured, seconds: float, world_size: int) -> ChunkResult:
     """One transfer from the device, and one all-reduce, for all that a chunk measured."""
     names = [(offset, name) for offset, metrics in measured.items() for name in metrics]
     scalars = torch.stack([*losses, *(measured[offset][name].detach() for offset, name in names)]).double()

@@ -19,6 +19,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from neurofleet.errors import ConfigError
 from neurofleet.families._base import Family
 
 
@@ -79,7 +80,15 @@ def trainer(accelerator: str, precision: str, stopper: EarlyStopping | None, gro
 
 
 def shard(family: Family, group: Group) -> None:
-    """Fully sharded data parallelism (Zhao et al. 2023): every layer's parameters are split over the workers."""
+    """Fully sharded data parallelism (Zhao et al. 2023): every layer's parameters are split over the workers.
+
+    Raises:
+        ConfigError: the optimizer has a fused kernel that does not know shards.
+    """
+    optimizer = family.recipe.optimizer([torch.nn.Parameter(torch.zeros(1))])
+    if optimizer.defaults.get("fused") and not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        name = type(optimizer).__name__
+        raise ConfigError(f"launcher.strategy=fsdp needs an unfused {name}, got optimizer.fused=true; set it to false")
     family.to(memory_format=torch.contiguous_format)  # channels-last weights cannot be sharded yet (torch 2.13)
     mesh = init_device_mesh(family.device.type, (group.size,))
     for layer in family.children():

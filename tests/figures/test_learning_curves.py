@@ -8,9 +8,11 @@ import pytest
 
 from neurofleet.figures.learning_curves import learning_curves
 
-HISTORY = [{"step": 10, "epoch": 1, "train/loss": 1.0, "val/loss": 1.1, "val/accuracy": 0.5},
-           {"step": 20, "epoch": 2, "train/loss": 0.5, "val/loss": 0.6, "val/accuracy": 0.9},
-           {"step": 30, "epoch": 3, "train/loss": 0.2, "val/loss": 0.7, "val/accuracy": 0.8}]
+HISTORY = [
+    {"step": 10, "epoch": 1, "train/loss": 1.0, "val/loss": 1.1, "val/accuracy": 0.5},
+    {"step": 20, "epoch": 2, "train/loss": 0.5, "val/loss": 0.6, "val/accuracy": 0.9},
+    {"step": 30, "epoch": 3, "train/loss": 0.2, "val/loss": 0.7, "val/accuracy": 0.8},
+]
 
 
 def test_one_panel_a_metric_with_the_best_marked(tmp_path: Path) -> None:

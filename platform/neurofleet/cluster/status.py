@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from neurofleet.cluster import platform as platforms
 from neurofleet.cluster import processes, state
 from neurofleet.cluster.state import Platform
-from neurofleet.launch import authentication
+from neurofleet.launch import cluster_nodes
 
 
 def status() -> dict[str, Any]:
@@ -27,12 +26,13 @@ def status() -> dict[str, Any]:
 
 def resources(address: str) -> dict[str, tuple[float, float]]:
     """CPU and GPU of a cluster: name -> (free, total)."""
-    os.environ.update(authentication())
-    from ray.autoscaler.v2.sdk import get_cluster_status
-
-    usage = {entry.resource_name: entry for entry in get_cluster_status(address).cluster_resource_usage}
-    kinds = {kind: usage[kind] for kind in ("CPU", "GPU") if kind in usage}
-    return {kind: (entry.total - entry.used, entry.total) for kind, entry in kinds.items()}
+    nodes = cluster_nodes(address)
+    found = {}
+    for kind in ("CPU", "GPU"):
+        total = sum(node.total_resources().get(kind, 0) for node in nodes)
+        if total:
+            found[kind] = (sum(node.available_resources().get(kind, 0) for node in nodes), total)
+    return found
 
 
 def _half(platform: Platform, name: str) -> dict[str, Any]:

@@ -29,14 +29,16 @@ def build(config: Mapping[str, Any], **given: Any) -> Any:
     module, name = target.rsplit(".", 1)
     factory = getattr(importlib.import_module(module), name)
     parameters = inspect.signature(factory).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for key in values:
-        if key not in parameters:
+        if key not in parameters and not open_ended:
             raise ConfigError(f"{target} has no setting {key!r}; {nearest(key, set(parameters) - set(given))}")
     hints = typing.get_type_hints(factory.__init__)
     for key, value in values.items():
         _check_type(f"{target}: {key}", value, hints.get(key))
-    required = {key for key, parameter in parameters.items() if parameter.default is parameter.empty}
-    lacking = sorted(key for key in required - set(values) - set(given) if not key.startswith("_"))
+    named = {key: one for key, one in parameters.items() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+    required = {key for key, parameter in named.items() if parameter.default is parameter.empty}
+    lacking = sorted(required - set(values) - set(given))
     if lacking:
         raise ConfigError(f"{target} needs {', '.join(lacking)}; got {', '.join(sorted(values))}")
     try:

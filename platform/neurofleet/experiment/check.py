@@ -21,7 +21,7 @@ TARGETS = frozenset(
         "neurofleet.data.ParquetDataModule",
         "neurofleet.families.cnn.CNN",
         "neurofleet.families.mlp.MLP",
-        "neurofleet.run.TrainerConfig",
+        "neurofleet.trainer.TrainerConfig",
         "neurofleet.schedule.Constant",
         "neurofleet.schedule.Cosine",
         "neurofleet.schedule.Exponential",

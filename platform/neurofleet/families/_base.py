@@ -88,6 +88,11 @@ class Family(pl.LightningModule, ABC):
     def objective(self, batch: Batch, context: Context) -> Objective:
         """The learning rule. `batch` is (inputs [batch, *spec.shape], targets); the loss is a mean over its rows."""
 
+    @property
+    def score_names(self) -> list[str]:
+        """What a pass over held-out data is measured by: `loss` is logged as `val/loss` and `test/loss`."""
+        return ["loss"]
+
     # How Lightning sees a family.
 
     @property

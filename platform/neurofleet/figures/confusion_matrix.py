@@ -16,8 +16,14 @@ LARGEST_WITH_COUNTS = 30
 """with more classes than this a count no longer fits its cell; the shade alone tells"""
 
 
-def confusion_matrix(targets: Sequence[int], predictions: Sequence[int], classes: Sequence[str], path: Path, *,
-                     title: str = "Confusion matrix") -> Figure:
+def confusion_matrix(
+    targets: Sequence[int],
+    predictions: Sequence[int],
+    classes: Sequence[str],
+    path: Path,
+    *,
+    title: str = "Confusion matrix",
+) -> Figure:
     """Draw counts, shaded by the share of their row (of the true class), and write a PNG; returns the figure.
 
     targets, predictions: class indices, one a row of the data.
@@ -55,8 +61,13 @@ def _label(axes: Axes, classes: Sequence[str], *, room: int) -> None:
     names = [name if len(name) <= 20 else name[:19] + "…" for name in classes]
     places = range(len(names))
     slanted = max(map(len, names)) > room
-    axes.set_xticks(places, names, rotation=40 if slanted else 0, ha="right" if slanted else "center",
-                    rotation_mode="anchor" if slanted else "default")
+    axes.set_xticks(
+        places,
+        names,
+        rotation=40 if slanted else 0,
+        ha="right" if slanted else "center",
+        rotation_mode="anchor" if slanted else "default",
+    )
     axes.set_yticks(places, names)
     axes.set(xlabel="predicted", ylabel="true")
     axes.spines[:].set_visible(False)

@@ -78,5 +78,12 @@ def _mark_best(axes: object, steps: Sequence[float], values: Sequence[float], co
     if not finite:
         return
     best = (min if lowest else max)(finite, key=lambda index: values[index])
-    axes.plot(steps[best], values[best], "o", markersize=7, markerfacecolor="none", markeredgecolor=colour,
-              label=f"best: {values[best]:.4g}")
+    axes.plot(
+        steps[best],
+        values[best],
+        "o",
+        markersize=7,
+        markerfacecolor="none",
+        markeredgecolor=colour,
+        label=f"best: {values[best]:.4g}",
+    )

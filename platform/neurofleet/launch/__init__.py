@@ -14,13 +14,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurofleet.launch import workers
-from neurofleet.launch.connection import API_SERVER, LOOPBACK, authentication, ensure_token, is_open
+from neurofleet.launch.connection import LOOPBACK, authentication, check_room, cluster_nodes, ensure_token, is_open
 
 if TYPE_CHECKING:
     from neurofleet.run import Result
     from neurofleet.tracking import Tracker
 
-__all__ = ["API_SERVER", "LOOPBACK", "authentication", "ensure_token", "is_open", "launch"]
+__all__ = ["LOOPBACK", "authentication", "check", "cluster_nodes", "ensure_token", "is_open", "launch"]
+
+
+def check(experiment: dict[str, Any]) -> None:
+    """Find out, before anything is written, whether `launch` has somewhere to run the experiment.
+
+    Raises:
+        ConfigError: a launcher that is none.
+        ResourceError: more workers than the cluster has CPUs or GPUs for.
+        UnreachableError: nobody answers at RAY_ADDRESS.
+    """
+    if experiment["launcher"]["name"] != "local":
+        workers.check(experiment["launcher"])
+        check_room(experiment["launcher"])
 
 
 def launch(experiment: dict[str, Any], *, tracker: Tracker | None, folder: Path, resume: bool) -> Result:
@@ -36,7 +49,7 @@ def launch(experiment: dict[str, Any], *, tracker: Tracker | None, folder: Path,
         from neurofleet.run import run
 
         return run(experiment, tracker=tracker, folder=folder, resume=resume)
-    workers.check(launcher)
+    check(experiment)
     task = {
         "experiment": experiment,
         "run_id": None if tracker is None else tracker.run_id,

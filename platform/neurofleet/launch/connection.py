@@ -31,13 +31,43 @@ def bundle(launcher: Mapping[str, Any]) -> dict[str, float]:
     return {"CPU": launcher["cpus_per_worker"]} | ({"GPU": 1} if launcher["use_gpu"] else {})
 
 
+def check_room(launcher: Mapping[str, Any]) -> None:
+    """Raise, before anything is started or written, if the Ray that a run would use can never hold its workers.
+
+    Raises:
+        ResourceError: more workers than it has CPUs or GPUs for.
+        UnreachableError: nobody answers at RAY_ADDRESS.
+    """
+    address = _address()
+    if address is None:
+        _need(launcher, [_this_machine()])
+    elif address != "auto" and "://" not in address:
+        if not is_open(address):
+            raise _unreachable(address, "nobody listens there")
+        _need(launcher, [node.total_resources() for node in cluster_nodes(address)])
+
+
+def cluster_nodes(address: str) -> list[Any]:
+    """The nodes of the cluster at host:port that are alive, without joining it."""
+    os.environ.update(authentication())
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    status = get_cluster_status(address)
+    return [*status.active_nodes, *status.idle_nodes]
+
+
+def _address() -> str | None:
+    """RAY_ADDRESS, or the platform's head, or None for a private Ray."""
+    address = os.environ.get("RAY_ADDRESS") or _platform_address()
+    return None if address == "local" else address
+
+
 @contextlib.contextmanager
 def connected(launcher: Mapping[str, Any]) -> Iterator[bool]:
     """A connection to a Ray that has what the launcher asks for; yields whether all of it is on 127.0.0.1."""
-    address = os.environ.get("RAY_ADDRESS") or _platform_address()
-    private = address in (None, "local")
+    address = _address()
+    private = address is None
     if private:
-        _need(launcher, [_this_machine()])
         print("starting a private Ray for this run: 10 to 40 s (`neurofleet up` keeps one ready) ...", flush=True)
         ensure_token()
     if private or str(address).startswith("127."):
@@ -98,7 +128,7 @@ def _need(launcher: Mapping[str, Any], nodes: list[dict[str, float]]) -> None:
     places = sum(int(min(node.get(kind, 0) // amount for kind, amount in share.items())) for node in nodes)
     if places >= launcher["num_workers"]:
         return
-    has = ", ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}s" for kind in ("CPU", "GPU"))
+    has = ", ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}s" for kind in share)
     wants = " and ".join(f"{amount:g} {kind}" for kind, amount in share.items())
     raise ResourceError(
         f"launcher.num_workers={launcher['num_workers']} with {wants} each needs more than the cluster has: {has} on "

@@ -28,8 +28,17 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 FILES = ("weights.safetensors", "spec.json", "experiment.yaml")
-REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "pytorch-lightning", "PyYAML", "safetensors", "torch",
-                "torchmetrics")
+REQUIREMENTS = (
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pytorch-lightning",
+    "PyYAML",
+    "safetensors",
+    "torch",
+    "torchmetrics",
+)
 """what model.py and the parts of the package that it reaches import"""
 
 
@@ -40,8 +49,10 @@ def register(run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> i
     """
     lacking = [file for file in FILES if not (folder / file).is_file()]
     if lacking:
-        raise RunError(f"a release needs {', '.join(FILES)} in {folder}, lacking {', '.join(lacking)}; "
-                       "train first: a run that ended well leaves them there")
+        raise RunError(
+            f"a release needs {', '.join(FILES)} in {folder}, lacking {', '.join(lacking)}; "
+            "train first: a run that ended well leaves them there"
+        )
     spec = DataSpec.load(folder / "spec.json")
     prepare_store()
     with _quiet():
@@ -54,14 +65,23 @@ def register(run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> i
         run = client.get_run(run_id)
         model = client.create_logged_model(run.info.experiment_id, name, run_id, dict(tags), run.data.params)
         logged = Model.log(
-            artifact_path=None, model_id=model.model_id, flavor=mlflow.pyfunc, run_id=run_id,
-            python_model=str(Path(__file__).with_name("model.py")), code_paths=[str(paths.PACKAGE)],
+            artifact_path=None,
+            model_id=model.model_id,
+            flavor=mlflow.pyfunc,
+            run_id=run_id,
+            python_model=str(Path(__file__).with_name("model.py")),
+            code_paths=[str(paths.PACKAGE)],
             artifacts={Path(file).stem: str(folder / file) for file in FILES},
-            signature=signature(spec), input_example=example(spec), pip_requirements=requirements())
+            signature=signature(spec),
+            input_example=example(spec),
+            pip_requirements=requirements(),
+        )
         answer = mlflow.pyfunc.load_model(logged.model_uri).predict(example(spec))
         if len(answer) != 1:
-            raise RunError(f"a release answers one row to one row, got {len(answer)}; the model {logged.model_uri} was "
-                           "logged but not registered")
+            raise RunError(
+                f"a release answers one row to one row, got {len(answer)}; the model {logged.model_uri} was "
+                "logged but not registered"
+            )
         return _create_version(run_id, name, logged, tags)
 
 
@@ -75,8 +95,9 @@ def _create_version(run_id: str, name: str, logged: Any, tags: Mapping[str, str]
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = client.create_model_version(name, logged.model_uri, run_id, tags={"run_id": run_id, **tags},
-                                          model_id=logged.model_id)
+    version = client.create_model_version(
+        name, logged.model_uri, run_id, tags={"run_id": run_id, **tags}, model_id=logged.model_id
+    )
     return int(version.version)
 
 
@@ -104,8 +125,14 @@ def signature(spec: DataSpec) -> ModelSignature:
     else:
         inputs = Schema([ColSpec("double", name) for name in spec.inputs])
     answer = decode(torch.zeros(1, spec.num_outputs), spec)
-    kinds = {name: "double" if pd.api.types.is_float_dtype(column)
-             else "long" if pd.api.types.is_integer_dtype(column) else "string" for name, column in answer.items()}
+    kinds = {
+        name: "double"
+        if pd.api.types.is_float_dtype(column)
+        else "long"
+        if pd.api.types.is_integer_dtype(column)
+        else "string"
+        for name, column in answer.items()
+    }
     return ModelSignature(inputs, Schema([ColSpec(kind, name) for name, kind in kinds.items()]))
 
 

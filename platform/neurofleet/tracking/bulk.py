@@ -18,11 +18,13 @@ from neurofleet.tracking.records import Point
 METRICS_PER_TRANSACTION = 10_000
 LARGEST = 1.7976931348623157e308  # MLflow's word for infinity: SQL has none
 
-INSERT = ("INSERT OR IGNORE INTO metrics (key, value, timestamp, step, is_nan, run_uuid) VALUES (?, ?, ?, ?, ?, ?)")
-LATEST = ("INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid) VALUES (?, ?, ?, ?, ?, ?) "
-          "ON CONFLICT (key, run_uuid) DO UPDATE SET value = excluded.value, timestamp = excluded.timestamp, "
-          "step = excluded.step, is_nan = excluded.is_nan "
-          "WHERE (excluded.step, excluded.timestamp, excluded.value) > (step, timestamp, value)")
+INSERT = "INSERT OR IGNORE INTO metrics (key, value, timestamp, step, is_nan, run_uuid) VALUES (?, ?, ?, ?, ?, ?)"
+LATEST = (
+    "INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid) VALUES (?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (key, run_uuid) DO UPDATE SET value = excluded.value, timestamp = excluded.timestamp, "
+    "step = excluded.step, is_nan = excluded.is_nan "
+    "WHERE (excluded.step, excluded.timestamp, excluded.value) > (step, timestamp, value)"
+)
 
 
 class SqliteMetrics:

@@ -30,9 +30,13 @@ PATIENCE_SECONDS = 30.0
 """how long `Tracker.finish` waits for a server that is away"""
 ORPHAN_PATIENCE_SECONDS = 600.0
 """how long a child whose training process died waits for one"""
-SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-            "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-            "GIT_PYTHON_REFRESH": "quiet"}
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
 """the child repeats failed requests itself, and reports nothing to anyone but the store"""
 
 
@@ -61,8 +65,9 @@ class Child:
             run = find_run(self.client, self.order) if self.run_id else create_run(self.client, self.order)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                raise UserError(f"there is no run {self.run_id!r} at {shown(uri)}; list them with: mlflow runs list") \
-                    from error
+                raise UserError(
+                    f"there is no run {self.run_id!r} at {shown(uri)}; list them with: mlflow runs list"
+                ) from error
             raise UnreachableError(f"MLflow at {shown(uri)} could not take a run: {error}") from error
         self.run_id = run.info.run_id
         experiment = self.client.get_experiment(run.info.experiment_id).name
@@ -92,7 +97,7 @@ class Child:
                 if worked and not self.swept:
                     worked = self._attempt(self._sweep)
                 failures = 0 if worked else failures + 1
-            self.listen(min(SHIP_SECONDS * 2 ** failures, 8.0))
+            self.listen(min(SHIP_SECONDS * 2**failures, 8.0))
 
     def _sample(self, sampler: Any, step: int) -> None:
         """Append a sample to the spool, one write like the training process's own, so that it takes the same way."""
@@ -141,16 +146,26 @@ class Child:
         """Deliver the rest, set the run's status, say how it went."""
         patience = PATIENCE_SECONDS if self.alive else ORPHAN_PATIENCE_SECONDS
         if self.delivery is not None and not self._insist(self.delivery.ship, patience):
-            return {"error": UnreachableError.__name__, "message": (
-                f"MLflow at {shown(self.order['uri'])} has not answered for {patience:.0f} s; the records of run "
-                f"{self.run_id} wait in {self.delivery.spool}, and the next tracked run delivers them")}
+            return {
+                "error": UnreachableError.__name__,
+                "message": (
+                    f"MLflow at {shown(self.order['uri'])} has not answered for {patience:.0f} s; the records of run "
+                    f"{self.run_id} wait in {self.delivery.spool}, and the next tracked run delivers them"
+                ),
+            }
         if not self._insist(self._end, patience):
-            return {"error": UnreachableError.__name__, "message": (
-                f"MLflow at {shown(self.order['uri'])} went away before the end of run {self.run_id} was set; "
-                "it still shows as RUNNING, and the next tracked run mends that")}
+            return {
+                "error": UnreachableError.__name__,
+                "message": (
+                    f"MLflow at {shown(self.order['uri'])} went away before the end of run {self.run_id} was set; "
+                    "it still shows as RUNNING, and the next tracked run mends that"
+                ),
+            }
         if self.delivery is not None and self.delivery.refused:
-            return {"error": errors.RunError.__name__, "message":
-                    f"MLflow refused some records of run {self.run_id}: " + "; ".join(self.delivery.refused)}
+            return {
+                "error": errors.RunError.__name__,
+                "message": f"MLflow refused some records of run {self.run_id}: " + "; ".join(self.delivery.refused),
+            }
         return {"finished": self.run_id}
 
     def _end(self) -> None:
@@ -181,8 +196,11 @@ class Child:
         try:
             action()
         except (MlflowException, OSError, sqlite3.Error) as error:
-            print(f"{time.strftime('%F %T')} will try again: {type(error).__name__}: {str(error)[:500]}",
-                  file=sys.stderr, flush=True)
+            print(
+                f"{time.strftime('%F %T')} will try again: {type(error).__name__}: {str(error)[:500]}",
+                file=sys.stderr,
+                flush=True,
+            )
             return False
         return True
 

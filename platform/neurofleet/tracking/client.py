@@ -37,8 +37,14 @@ class Tracker:
     """
 
     def __init__(self, order: dict[str, Any], folder_of: Callable[[str], Path] | None) -> None:
-        self._order = {"uri": store_uri(), "artifact_root": str(artifact_root()), "run_id": None,
-                       "owner": os.getpid(), "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), **order}
+        self._order = {
+            "uri": store_uri(),
+            "artifact_root": str(artifact_root()),
+            "run_id": None,
+            "owner": os.getpid(),
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            **order,
+        }
         self._folder_of = folder_of or paths.run
         self._spool: int | None = None
         self._spool_path = Path()
@@ -51,11 +57,26 @@ class Tracker:
         self._spawn()
 
     @classmethod
-    def start(cls, *, experiment: str, run_name: str, folder_of: Callable[[str], Path] | None = None,
-              tags: Mapping[str, str], params: Mapping[str, Any]) -> Tracker:
+    def start(
+        cls,
+        *,
+        experiment: str,
+        run_name: str,
+        folder_of: Callable[[str], Path] | None = None,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+    ) -> Tracker:
         """A new run.  Returns at once; the run is made while the caller imports what it needs."""
-        return cls({"experiment": experiment, "run_name": run_name, "tags": dict(tags), "own": True,
-                    "params": flatten(params)}, folder_of)
+        return cls(
+            {
+                "experiment": experiment,
+                "run_name": run_name,
+                "tags": dict(tags),
+                "own": True,
+                "params": flatten(params),
+            },
+            folder_of,
+        )
 
     @classmethod
     def resume(cls, run_id: str, *, folder_of: Callable[[str], Path] | None = None) -> Tracker:
@@ -95,8 +116,9 @@ class Tracker:
 
     def log_dataset(self, name: str, digest: str, source: str, spec: Mapping[str, Any], num_rows: int) -> None:
         """The dataset as an input of the run; `spec` is `DataSpec.to_dict()`."""
-        self._record({"dataset": {"name": name, "digest": digest, "source": source, "spec": dict(spec),
-                                  "num_rows": num_rows}})
+        self._record(
+            {"dataset": {"name": name, "digest": digest, "source": source, "spec": dict(spec), "num_rows": num_rows}}
+        )
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """A file (or folder) of the run, as it is when the child comes to it: leave it where it is until `finish`."""
@@ -120,8 +142,10 @@ class Tracker:
         if "error" in answer:
             raise getattr(errors, answer["error"])(answer["message"])
         if self._failure:
-            raise RunError(f"tracking could not write {self._spool_path}: {self._failure}; records are missing; "
-                           "make room on that disk")
+            raise RunError(
+                f"tracking could not write {self._spool_path}: {self._failure}; records are missing; "
+                "make room on that disk"
+            )
 
     # the child
 
@@ -129,11 +153,18 @@ class Tracker:
         self._num_starts += 1
         self._checked = _milliseconds()
         self._noise: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the child)
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(
-            [str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]))
-        self._child = subprocess.Popen([sys.executable, "-P", "-m", "neurofleet.tracking"], stdin=subprocess.PIPE,
-                                       stdout=subprocess.PIPE, stderr=self._noise, env=environment,
-                                       start_new_session=True)
+        environment = dict(
+            os.environ,
+            PYTHONPATH=os.pathsep.join([str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        )
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "neurofleet.tracking"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._noise,
+            env=environment,
+            start_new_session=True,
+        )
         self._tell(self._order)
 
     def _restart(self) -> None:
@@ -206,10 +237,14 @@ class Tracker:
                 return answer
             if self._num_starts == MAX_STARTS:
                 self._close_pipes()
-                return {"error": RunError.__name__, "message": (
-                    f"tracking's process died {MAX_STARTS} times; what it said is in "
-                    f"{self._spool_path.parent / 'child.log'}, and the records that wait are in {self._spool_path}; "
-                    "the next tracked run delivers them")}
+                return {
+                    "error": RunError.__name__,
+                    "message": (
+                        f"tracking's process died {MAX_STARTS} times; what it said is in "
+                        f"{self._spool_path.parent / 'child.log'}, the records that wait are in {self._spool_path}; "
+                        "the next tracked run delivers them"
+                    ),
+                }
             self._restart()
 
     def _close_pipes(self) -> None:

@@ -25,8 +25,16 @@ if TYPE_CHECKING:
 READ_BYTES = 1 << 17
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
-PERMANENT = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS",
-             "PERMISSION_DENIED", "INVALID_STATE", "MALFORMED_REQUEST", "ENDPOINT_NOT_FOUND"}
+PERMANENT = {
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "INVALID_STATE",
+    "MALFORMED_REQUEST",
+    "ENDPOINT_NOT_FOUND",
+}
 """MLflow's answers that stay the same however often one asks; any other failure is tried again"""
 
 
@@ -95,7 +103,7 @@ class Delivery:
         block = self.file.read(READ_BYTES)
         if block and b"\n" not in block:
             block += self.file.readline()
-        return block[:block.rfind(b"\n") + 1].splitlines(keepends=True)
+        return block[: block.rfind(b"\n") + 1].splitlines(keepends=True)
 
     def _metrics(self, points: list[Point]) -> list[Point]:
         from mlflow.entities import Metric
@@ -118,14 +126,24 @@ class Delivery:
         from mlflow.entities import Param, RunTag
 
         for batch in records.chunks(record.get("params", {}).items(), PARAMS_PER_BATCH):
-            self.attempt(lambda some: self.client.log_batch(
-                self.run_id, params=[Param(name, shorten(value)) for name, value in some]), batch)
+            self.attempt(
+                lambda some: self.client.log_batch(
+                    self.run_id, params=[Param(name, shorten(value)) for name, value in some]
+                ),
+                batch,
+            )
         for batch in records.chunks(record.get("tags", {}).items(), PARAMS_PER_BATCH):
-            self.attempt(lambda some: self.client.log_batch(
-                self.run_id, tags=[RunTag(name, shorten(value)) for name, value in some]), batch)
+            self.attempt(
+                lambda some: self.client.log_batch(
+                    self.run_id, tags=[RunTag(name, shorten(value)) for name, value in some]
+                ),
+                batch,
+            )
         if "dataset" in record:
-            self.attempt(lambda some: self.client.log_inputs(self.run_id, [dataset_input(each) for each in some]),
-                      [record["dataset"]])
+            self.attempt(
+                lambda some: self.client.log_inputs(self.run_id, [dataset_input(each) for each in some]),
+                [record["dataset"]],
+            )
         if "artifact" in record:
             self.attempt(lambda some: self._artifact(*some[0]), [(record["artifact"], record["folder"])])
         if "end" in record:
@@ -161,8 +179,14 @@ class Delivery:
             self.refused.append(reason)
 
     def save(self) -> None:
-        state = {"offset": self.offset, "epoch": self.epoch, "refused": self.refused, "ended": self.ended,
-                 "end": self.end, "concluded": self.concluded}
+        state = {
+            "offset": self.offset,
+            "epoch": self.epoch,
+            "refused": self.refused,
+            "ended": self.ended,
+            "end": self.end,
+            "concluded": self.concluded,
+        }
         temporary = self.state_file.with_suffix(".state-new")
         with open(temporary, "w") as file:
             file.write(json.dumps(state))

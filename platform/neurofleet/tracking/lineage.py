@@ -25,9 +25,11 @@ def code_tags() -> dict[str, str]:
     code = checkout if (checkout / ".git").exists() else paths.project()
     commit = _git(code, "rev-parse", "HEAD")
     lock = code / "requirements.lock"
-    tags = {"git.commit": commit or "none",
-            "git.dirty": "none" if commit is None else str(bool(_git(code, "status", "--porcelain"))).lower(),
-            "lock.digest": hashlib.sha256(lock.read_bytes()).hexdigest()[:16] if lock.is_file() else "none"}
+    tags = {
+        "git.commit": commit or "none",
+        "git.dirty": "none" if commit is None else str(bool(_git(code, "status", "--porcelain"))).lower(),
+        "lock.digest": hashlib.sha256(lock.read_bytes()).hexdigest()[:16] if lock.is_file() else "none",
+    }
     if commit:
         tags["mlflow.source.git.commit"] = commit
     return tags
@@ -36,8 +38,9 @@ def code_tags() -> dict[str, str]:
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git answers, or None where there is no git, no repository or no commit."""
     try:
-        answer = subprocess.run(["git", "-C", str(folder), "--no-optional-locks", *arguments],
-                                capture_output=True, text=True, timeout=10)
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "--no-optional-locks", *arguments], capture_output=True, text=True, timeout=10
+        )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
@@ -57,7 +60,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def shorten(value: str) -> str:
     """MLflow's limit, with a word about what was cut."""
     note = f"... (cut: {len(value)} characters)"
-    return value if len(value) <= VALUE_LIMIT else value[:VALUE_LIMIT - len(note)] + note
+    return value if len(value) <= VALUE_LIMIT else value[: VALUE_LIMIT - len(note)] + note
 
 
 def dataset_input(record: dict[str, Any]) -> Any:
@@ -72,14 +75,35 @@ def dataset_input(record: dict[str, Any]) -> Any:
         columns += [{"type": kind, "name": name, "required": True} for name in spec["targets"]]
         schema: dict[str, Any] = {"mlflow_colspec": columns}
     else:
-        schema = {"mlflow_tensorspec": {"features": json.dumps([
-            {"name": name, "type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": shape}}
-            for name in spec["inputs"]]), "targets": json.dumps([
-                {"name": name, "type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}
-                for name in spec["targets"]])}}
-    profile = {"num_rows": record["num_rows"], "num_elements": record["num_rows"], "task": spec["task"],
-               "classes": list(spec["classes"]), "rows": dict(spec["num_rows"])}
-    dataset = Dataset(name=record["name"], digest=record["digest"], source_type="local",
-                      source=json.dumps({"uri": record["source"]}), schema=json.dumps(schema),
-                      profile=json.dumps(profile))
+        schema = {
+            "mlflow_tensorspec": {
+                "features": json.dumps(
+                    [
+                        {"name": name, "type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": shape}}
+                        for name in spec["inputs"]
+                    ]
+                ),
+                "targets": json.dumps(
+                    [
+                        {"name": name, "type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}
+                        for name in spec["targets"]
+                    ]
+                ),
+            }
+        }
+    profile = {
+        "num_rows": record["num_rows"],
+        "num_elements": record["num_rows"],
+        "task": spec["task"],
+        "classes": list(spec["classes"]),
+        "rows": dict(spec["num_rows"]),
+    }
+    dataset = Dataset(
+        name=record["name"],
+        digest=record["digest"],
+        source_type="local",
+        source=json.dumps({"uri": record["source"]}),
+        schema=json.dumps(schema),
+        profile=json.dumps(profile),
+    )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])

@@ -54,7 +54,7 @@ def decode_points(record: Mapping[str, Any], epoch: float | None) -> tuple[list[
     num_rows = len(numbers) // width
     points = []
     for index in range(num_rows):
-        step, row_epoch, *values = numbers[index * width:(index + 1) * width]
+        step, row_epoch, *values = numbers[index * width : (index + 1) * width]
         time = since + span * (index + 1) // num_rows
         points += [Point(name, value, time, int(step)) for name, value in zip(names, values, strict=True)]
         if not math.isnan(row_epoch) and row_epoch != epoch:
@@ -72,4 +72,4 @@ def decode(line: bytes) -> dict[str, Any]:
 
 def chunks(items: Iterable[Any], size: int) -> Iterable[list[Any]]:
     listed = list(items)
-    return (listed[start:start + size] for start in range(0, len(listed), size))
+    return (listed[start : start + size] for start in range(0, len(listed), size))

@@ -27,8 +27,10 @@ from neurofleet import paths
 from neurofleet.errors import ConfigError, UnreachableError
 
 SCHEMA = Path(__file__).with_name("schema.sql")
-REMEDY = ("start that server, or set MLFLOW_TRACKING_URI to another one, or unset it to track into sqlite under "
-          "NEUROFLEET_HOME")
+REMEDY = (
+    "start that server, or set MLFLOW_TRACKING_URI to another one, or unset it to track into sqlite under "
+    "NEUROFLEET_HOME"
+)
 
 
 def store_uri() -> str:
@@ -64,8 +66,10 @@ def prepare_store(uri: str | None = None) -> None:
                 connection.execute("PRAGMA journal_mode=WAL")
             connection.close()
     except (OSError, sqlite3.Error) as error:
-        raise UnreachableError(f"tracking needs a writable sqlite database, got {error} for {database}; "
-                               "mend that, or set MLFLOW_TRACKING_URI or NEUROFLEET_HOME to another place") from error
+        raise UnreachableError(
+            f"tracking needs a writable sqlite database, got {error} for {database}; "
+            "mend that, or set MLFLOW_TRACKING_URI or NEUROFLEET_HOME to another place"
+        ) from error
 
 
 def schema_is_known() -> bool:
@@ -87,9 +91,12 @@ def _create(database: Path) -> None:
             connection = sqlite3.connect(built)
         # MLflow's pages expect experiment 0; left to itself MLflow would put its artifacts under the working directory.
         now = int(time.time() * 1000)
-        connection.execute("INSERT OR IGNORE INTO experiments (experiment_id, name, artifact_location, lifecycle_stage,"
-                           " creation_time, last_update_time, workspace) VALUES (0, 'Default', ?, 'active', ?, ?,"
-                           " 'default')", (str(artifact_root() / "0"), now, now))
+        connection.execute(
+            "INSERT OR IGNORE INTO experiments (experiment_id, name, artifact_location, lifecycle_stage,"
+            " creation_time, last_update_time, workspace) VALUES (0, 'Default', ?, 'active', ?, ?,"
+            " 'default')",
+            (str(artifact_root() / "0"), now, now),
+        )
         connection.commit()
         connection.close()
         built.rename(database)
@@ -114,8 +121,10 @@ def check_reachable(uri: str) -> None:
     elif parts.scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
         _check_socket(uri, parts)
     elif parts.scheme not in ("sqlite", "databricks", "databricks-uc"):
-        raise ConfigError(f"MLFLOW_TRACKING_URI needs a server (http://...) or a database (sqlite:///..., "
-                          f"postgresql://...), got {shown(uri)!r}; {REMEDY}")
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI needs a server (http://...) or a database (sqlite:///..., "
+            f"postgresql://...), got {shown(uri)!r}; {REMEDY}"
+        )
 
 
 def _check_http(uri: str) -> None:
@@ -128,8 +137,9 @@ def _check_http(uri: str) -> None:
         reason = f"HTTP {error.code}"
     except (OSError, ValueError) as error:
         reason = str(getattr(error, "reason", error))
-    raise UnreachableError(f"tracking needs the MLflow server at {shown(uri)}, which does not answer ({reason}); "
-                           f"{REMEDY}")
+    raise UnreachableError(
+        f"tracking needs the MLflow server at {shown(uri)}, which does not answer ({reason}); {REMEDY}"
+    )
 
 
 def _check_socket(uri: str, parts: urllib.parse.SplitResult) -> None:
@@ -174,7 +184,10 @@ def dump(database: Path) -> str:
     migrate(database)
     connection = sqlite3.connect(database)
     revision = connection.execute("SELECT version_num FROM alembic_version").fetchone()[0]
-    lines = [f"-- mlflow {importlib.metadata.version('mlflow')}, alembic revision {revision}; made by "
-             "neurofleet.tracking.store.write_schema, never by hand", *connection.iterdump()]
+    lines = [
+        f"-- mlflow {importlib.metadata.version('mlflow')}, alembic revision {revision}; made by "
+        "neurofleet.tracking.store.write_schema, never by hand",
+        *connection.iterdump(),
+    ]
     connection.close()
     return "\n".join(lines) + "\n"

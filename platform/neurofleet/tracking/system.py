@@ -49,8 +49,9 @@ class SystemSampler:
         except psutil.NoSuchProcess:
             found = []
         own = psutil.Process().pid
-        self.processes = {process.pid: self.processes.get(process.pid, process)
-                          for process in found if process.pid != own}
+        self.processes = {
+            process.pid: self.processes.get(process.pid, process) for process in found if process.pid != own
+        }
         for process in self.processes.values():
             try:
                 cpu += process.cpu_percent()
