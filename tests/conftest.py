@@ -21,6 +21,8 @@ LEFT_OUT = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFL
 LEFT_OUT += ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_HEADERS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 LEFT_OUT += ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
+LEFT_OUT += tuple(name for name in os.environ if name.startswith("NEUROFLEET_"))
+
 for variable in LEFT_OUT:
     os.environ.pop(variable, None)
 os.environ.update(

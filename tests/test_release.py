@@ -145,7 +145,7 @@ def test_version_carries_its_lineage_and_no_pickle(table: Any, run_id: str, home
         "artifacts/weights.safetensors",
         "artifacts/spec.json",
         "artifacts/experiment.yaml",
-        "code/neurofleet/experiment.py",
+        "code/neurofleet/experiment/check.py",
         "input_example.json",
     } <= files
     assert not [file for file in files if file.endswith((".pkl", ".pt", ".pth", ".bin", ".pyc"))]

@@ -218,7 +218,14 @@ def _backward_over_workers(loss: Tensor, weight: float, parameters: list[torch.n
 def _result(chunk: Chunk, losses: list[Tensor], measured: Measured, seconds: float, world_size: int) -> ChunkResult:
     """One transfer from the device, and one all-reduce, for all that a chunk measured."""
     names = [(offset, name) for offset, metrics in measured.items() for name in metrics]
-    scalars = torch.stack([*losses, *(measured[offset][name].detach() for offset, name in names)]).double()
+    scalars = torch.stack(losses).double()
+    if (
+        names
+    ):  # the mean over the rows of every metric in one operation: a mean a step would cost 5 % of a small network's
+        values_of = [measured[offset][name].detach().reshape(-1) for offset, name in names]
+        lengths = torch.tensor([len(values) for values in values_of], device=scalars.device)
+        means = torch.segment_reduce(torch.cat(values_of).double(), "mean", lengths=lengths)
+        scalars = torch.cat([scalars, means])
     if world_size > 1:
         weights = [*chunk.weights, *(chunk.weights[offset] for offset, _ in names)]
         shares = torch.tensor([*weights, 1 / world_size], dtype=torch.float64, device=scalars.device)

@@ -68,7 +68,7 @@ def test_a_launcher_that_makes_no_sense_is_refused(change: dict[str, Any], messa
 def test_room_is_counted_per_node() -> None:
     two_nodes = [{"CPU": 3.0}, {"CPU": 3.0}]
     connection._need(LAUNCHER | {"cpus_per_worker": 2}, two_nodes)
-    with pytest.raises(ResourceError, match=r"the cluster has: 6 CPUs, 0 GPUs on 2 node\(s\), room for 2 worker"):
+    with pytest.raises(ResourceError, match=r"the cluster has: 6 CPUs on 2 node\(s\), room for 2 worker"):
         connection._need(LAUNCHER | {"cpus_per_worker": 2, "num_workers": 3}, two_nodes)
     with pytest.raises(ResourceError, match="with 1 CPU and 1 GPU each"):
         connection._need(LAUNCHER | {"use_gpu": True}, two_nodes)

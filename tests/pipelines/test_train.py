@@ -38,9 +38,12 @@ def train(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(list(arguments)), env=environment, capture_output=True, text=True, check=False)
 
 
+def store(home: Path) -> str:
+    return f"sqlite:///{home}/mlflow/mlflow.db"
+
+
 def client(home: Path) -> mlflow.MlflowClient:
-    mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow/mlflow.db")
-    return mlflow.MlflowClient()
+    return mlflow.MlflowClient(store(home), store(home))
 
 
 def runs(home: Path, data: str = "digits") -> list[mlflow.entities.Run]:
@@ -87,8 +90,8 @@ def test_a_run_is_on_the_record(home: Path, released: mlflow.entities.Run) -> No
 
 
 @pytest.mark.slow
-def test_the_released_model_answers(home: Path, released: mlflow.entities.Run) -> None:
-    client(home)
+def test_the_released_model_answers(home: Path, released: mlflow.entities.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store(home))
     model = mlflow.pyfunc.load_model("models:/digits-mlp/1")
     answer = model.predict(np.zeros((2, 1, 8, 8), dtype=np.uint8))
     assert list(answer["prediction"]) == [answer["prediction"][0]] * 2

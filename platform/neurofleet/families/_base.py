@@ -28,7 +28,11 @@ from neurofleet.steps import Batch, Chunk, ChunkResult, Context, run_chunk
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a learning rule says of one batch: a scalar `loss`, and scalar `metrics` if the context measures."""
+    """What a learning rule says of one batch: a scalar `loss`, and `metrics` if the context measures.
+
+    A metric is a tensor (of any dtype) whose mean is logged: a scalar, or a value a row, whose mean is then taken for
+    many steps at once.
+    """
 
     loss: Tensor
     metrics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
@@ -135,7 +139,8 @@ class Family(pl.LightningModule, ABC):
         step = self.trainer.global_step
         objective = self.objective(batch, self._context(batch, step, training=True))
         for name, value in {"loss": objective.loss, **objective.metrics}.items():
-            self.log(f"train/{name}", value, batch_size=len(batch[0]), sync_dist=dist.is_initialized())
+            mean = value.to(objective.loss.dtype).mean()
+            self.log(f"train/{name}", mean, batch_size=len(batch[0]), sync_dist=dist.is_initialized())
         return objective.loss
 
     def _context(self, batch: Batch, step: int, *, training: bool) -> Context:
@@ -168,10 +173,10 @@ class Family(pl.LightningModule, ABC):
         self._log_scores(stage, self._means(stage))
 
     def _tally(self, stage: str, means: Mapping[str, Tensor], num_rows: int) -> None:
-        """Remember the means over a batch, weighted by its rows."""
+        """Remember the means over a batch (or its rows' own values), weighted by its rows."""
         totals = self._totals.setdefault(stage, {})
         for name, mean in means.items():
-            totals[name] = totals.get(name, 0.0) + mean.detach().double() * num_rows
+            totals[name] = totals.get(name, 0.0) + mean.detach().double().mean() * num_rows
         totals[_NUM_ROWS] = totals.get(_NUM_ROWS, 0.0) + torch.tensor(num_rows, dtype=torch.float64, device=self.device)
 
     def _means(self, stage: str) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """Convolutional network for images, after LeNet-5 (LeCun et al. 1998) and VGG (Simonyan and Zisserman 2015).
 
 Normalisation is per sample (layer normalisation, Ba, Kiros and Hinton 2016), so a result does not depend on how a batch
-is shared among workers.  Pooling comes before the norm and the activation, which then have a quarter of the pixels to do:
-a third of the time of a step.  Shape suffixes: B batch, C channels, Y and X pixels, F features, O outputs.
+is shared among workers.  Pooling comes before the norm and the activation, which then have a quarter of the pixels to
+do: a step takes two thirds of the time.  Shape suffixes: B batch, C channels, Y and X pixels, F features, O outputs.
 """
 
 from __future__ import annotations

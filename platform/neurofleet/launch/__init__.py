@@ -14,8 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurofleet.launch import workers
-from neurofleet.launch.connection import API_SERVER, LOOPBACK, authentication, check_room, cluster_nodes, ensure_token
-from neurofleet.launch.connection import is_open as is_open
+from neurofleet.launch.connection import (
+    API_SERVER,
+    LOOPBACK,
+    authentication,
+    check_room,
+    cluster_nodes,
+    ensure_token,
+    is_open,
+)
 
 if TYPE_CHECKING:
     from neurofleet.run import Result

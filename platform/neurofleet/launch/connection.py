@@ -68,6 +68,7 @@ def connected(launcher: Mapping[str, Any]) -> Iterator[bool]:
     address = _address()
     private = address is None
     if private:
+        _need(launcher, [_this_machine()])
         print("starting a private Ray for this run: 10 to 40 s (`neurofleet up` keeps one ready) ...", flush=True)
         ensure_token()
     if private or str(address).startswith("127."):

@@ -55,12 +55,10 @@ def register(run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> i
         )
     spec = DataSpec.load(folder / "spec.json")
     prepare_store()
-    with _quiet():
+    with _mlflow():
         import mlflow
         from mlflow.models import Model
 
-        mlflow.set_tracking_uri(store_uri())
-        mlflow.set_registry_uri(store_uri())
         client = mlflow.MlflowClient()
         run = client.get_run(run_id)
         model = client.create_logged_model(run.info.experiment_id, name, run_id, dict(tags), run.data.params)
@@ -142,21 +140,31 @@ def requirements() -> list[str]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """MLflow's advice is about choices that are made above; its errors raise."""
+def _mlflow() -> Iterator[None]:
+    """MLflow at this platform's store, without its advice on choices that are made above; its errors raise.
+
+    MLflow keeps its addresses in the environment: what stood there before stands there after.
+    """
     import mlflow  # sets its logger's level, so it comes before ours
 
-    logger = logging.getLogger(mlflow.__name__)
-    level, before = logger.level, os.environ.get("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR")
+    logger, level = logging.getLogger(mlflow.__name__), logging.getLogger(mlflow.__name__).level
+    names = ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name, "") for name in names}
+    uri = store_uri()
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     logger.setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
-        if before is None:
-            del os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"]
-        else:
-            os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = before
+        mlflow.set_tracking_uri(before["MLFLOW_TRACKING_URI"])
+        mlflow.set_registry_uri(before["MLFLOW_REGISTRY_URI"])
+        for name, value in before.items():
+            if value:
+                os.environ[name] = value
+            else:
+                os.environ.pop(name, None)
