@@ -132,7 +132,9 @@ def test_the_objective_is_a_pure_function(case: Case) -> None:
         assert all(torch.equal(first.metrics[name], again.metrics[name]) for name in first.metrics)
     assert results[0].loss.shape == ()
     assert results[0].loss.dtype is torch.float64
-    assert all(metric.shape == () and not metric.requires_grad for metric in results[0].metrics.values())
+    for metric in results[0].metrics.values():  # a scalar, or a value (or one a label) for every row
+        assert metric.shape == () or len(metric) == len(case.batch[0])
+        assert not metric.requires_grad
     assert all(torch.equal(left, right) for left, right in zip(batch, case.batch, strict=True))
     after = family.state_dict()
     assert all(torch.equal(tensors[name], after[name]) for name in tensors)
