@@ -16,7 +16,10 @@ from neurofleet.errors import exit_on_error
 def main(config: DictConfig) -> None:
     experiment = experiments.from_config(config)
 
-    from neurofleet import launch, tracking
+    from neurofleet import tracking
+
+    tracking.warm_up()  # MLflow and Lightning take seconds to import: side by side
+    from neurofleet import launch
     from neurofleet.launch.record import recorded, stored
     from neurofleet.run import plan
 

@@ -215,6 +215,8 @@ def main() -> None:
     channel = os.dup(1)
     os.dup2(2, 1)  # nothing but answers goes to the training process
     os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
+    import mlflow  # noqa: F401  (2 to 3 s; the order may not be known yet)
+
     order = json.loads(read_line())
     os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = order["artifact_root"]
     child = Child(order)

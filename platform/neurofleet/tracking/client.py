@@ -29,6 +29,30 @@ def _milliseconds() -> int:
     return time.time_ns() // 1_000_000
 
 
+_waiting: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
+"""a child that imports MLflow while its order is not known yet"""
+
+
+def warm_up() -> None:
+    """Start the next tracker's child now: it imports MLflow while the caller imports what it needs."""
+    if not _waiting:
+        _waiting.append(_start_child())
+
+
+def _start_child() -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    noise: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the child)
+    path = [str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-m", "neurofleet.tracking"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=noise,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(path)),
+        start_new_session=True,
+    )
+    return child, noise
+
+
 class Tracker:
     """One process's line to one MLflow run; made by `start` (a new run), `resume` (the same run goes on) or `attach`.
 
@@ -152,19 +176,7 @@ class Tracker:
     def _spawn(self) -> None:
         self._num_starts += 1
         self._checked = _milliseconds()
-        self._noise: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the child)
-        environment = dict(
-            os.environ,
-            PYTHONPATH=os.pathsep.join([str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        )
-        self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "neurofleet.tracking"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._noise,
-            env=environment,
-            start_new_session=True,
-        )
+        self._child, self._noise = _waiting.pop() if _waiting else _start_child()
         self._tell(self._order)
 
     def _restart(self) -> None:
