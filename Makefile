@@ -41,7 +41,7 @@ demo: install ## train a CNN on real digits on Ray with 2 workers, tracked in ML
 	@echo "preparing data/mnist5k"
 	@dvc repro --quiet prepare@mnist5k
 	@neurofleet up
-	@neurofleet submit train family=cnn data=mnist5k launcher=ray launcher.num_workers=2 trainer.register=true
+	@neurofleet submit train experiment=mnist5k_cnn 'data.train_splits=[train]' launcher=ray launcher.num_workers=2 trainer.register=true
 
 .PHONY: down
 down: install ## end the platform that `make demo` or `neurofleet up` started
