@@ -4,6 +4,7 @@ Every flag of Hydra works: --cfg job shows the experiment, --multirun runs sever
 """
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from neurofleet import experiment as experiments
@@ -20,11 +21,11 @@ def main(config: DictConfig) -> None:
 
     tracking.warm_up()  # MLflow and Lightning take seconds to import: side by side
     from neurofleet import launch
-    from neurofleet.launch.record import recorded, stored
+    from neurofleet.launch.record import recorded, resumed
     from neurofleet.run import plan
 
     if config.resume is not None:
-        experiment = stored(config.resume)
+        experiment = resumed(str(config.resume), experiment, list(HydraConfig.get().overrides.task))
     planned = plan(experiment)  # whatever is wrong shows here, before anything is written
     launch.check(experiment)
     with recorded(planned, resume=config.resume) as (tracker, folder):

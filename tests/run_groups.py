@@ -24,7 +24,7 @@ def worker(rank: int, port: int, job: dict[str, Any]) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=size, LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=size)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", rank=rank, world_size=job["num_workers"])
-    result = run(job["experiment"], folder=Path(job["folder"]))
+    result = run(job["experiment"], folder=Path(job["folder"]), resume=job.get("resume", False))
     Path(job["folder"], f"metrics-{rank}.json").write_text(json.dumps(result.metrics))
     dist.destroy_process_group()
 

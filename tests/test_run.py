@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from neurofleet import checkpoint, counter
+from neurofleet import checkpoint, counter, workers
 from neurofleet import experiment as experiments
 from neurofleet.errors import CheckpointError, ConfigError, DivergedError, StoppedError
-from neurofleet.run import Result, run
+from neurofleet.run import Result, plan, run
 from neurofleet.watch import Row
 
 Experiment = dict[str, Any]
@@ -173,6 +173,8 @@ def test_the_seed_decides(family: list[str], compose: Callable[..., Experiment],
     assert difference(tmp_path / "first", tmp_path / "other") > 1e-3
 
 
+SHARDED = ["launcher=ray", "launcher.strategy=fsdp", "trainer.checkpoint.every_n_steps=7"]
+SHARDED += ["trainer.checkpoint.keep_last=1000"]
 GROUPS = {
     "mlp-2": (2, MLP),
     "mlp-3": (3, MLP),
@@ -182,8 +184,17 @@ GROUPS = {
     ),
     "cnn-2": (2, CNN),
     "binary-3": (3, [*QUICK, "data=breast_cancer", "family.dropout=0.2", "data.batch_size=100"]),
+    "mlp-sharded": (2, [*MLP, *SHARDED]),
+    "cnn-sharded": (2, [*CNN, *SHARDED, "trainer.gradient_clip_val=0.5"]),
     "regression-2": (2, [*QUICK, "data=diabetes", "family.dropout=0.2", "data.batch_size=101"]),
 }
+
+
+def run_groups(jobs: list[dict[str, Any]], folder: Path, project_root: Path) -> None:
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    command = [sys.executable, str(project_root / "tests" / "run_groups.py"), str(folder / "jobs.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -193,10 +204,7 @@ def groups(tmp_path_factory: pytest.TempPathFactory, project_root: Path, compose
         {"experiment": compose(*overrides), "folder": str(folder / name), "num_workers": num_workers}
         for name, (num_workers, overrides) in GROUPS.items()
     ]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    command = [sys.executable, str(project_root / "tests" / "run_groups.py"), str(folder / "jobs.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_groups(jobs, folder, project_root)
     return folder
 
 
@@ -213,6 +221,26 @@ def test_workers_end_with_the_weights_of_one(
     said = [json.loads((groups / name / f"metrics-{rank}.json").read_text()) for rank in range(num_workers)]
     assert all(metrics == said[0] for metrics in said)
     assert said[0] == pytest.approx(alone.metrics, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_sharded_workers_go_on_from_a_checkpoint(
+    groups: Path, compose: Callable[..., Experiment], tmp_path: Path, project_root: Path
+) -> None:
+    experiment = compose(*GROUPS["mlp-sharded"][1])
+    shutil.copytree(groups / "mlp-sharded", tmp_path / "cut")
+    (tmp_path / "cut" / "weights.safetensors").unlink()
+    index = tmp_path / "cut" / "checkpoints" / "index.json"
+    index.write_text(json.dumps(json.loads(index.read_text())[:2]))
+    job = {"experiment": experiment, "folder": str(tmp_path / "cut"), "num_workers": 2, "resume": True}
+    run_groups([job], tmp_path, project_root)
+    assert difference(tmp_path / "cut", groups / "mlp-sharded") == 0
+
+
+def test_a_sharded_run_refuses_a_kernel_that_does_not_know_shards(compose: Callable[..., Experiment]) -> None:
+    family = plan(compose("family=mlp", "optimizer=sgd")).family
+    with pytest.raises(ConfigError, match=r"needs an unfused SGD, got optimizer\.fused=true"):
+        workers.shard(family, workers.Group(0, 2))
 
 
 # Cut and resumed.
@@ -427,3 +455,16 @@ def test_the_number_of_threads_is_the_callers_again(compose: Callable[..., Exper
     before = torch.get_num_threads()
     run(compose(*MLP, "trainer.num_threads=2", "trainer.max_epochs=1"), folder=tmp_path)
     assert torch.get_num_threads() == before
+
+
+def test_a_new_run_refuses_the_folder_of_another(compose: Callable[..., Experiment], tmp_path: Path) -> None:
+    run(compose(*MLP, "seed=1"), folder=tmp_path)
+    before = (tmp_path / "experiment.yaml").read_bytes()
+    with pytest.raises(ConfigError, match="needs a folder without checkpoints"):
+        run(compose(*MLP, "seed=2"), folder=tmp_path)
+    with pytest.raises(ConfigError, match="got other settings of seed"):
+        run(compose(*MLP, "seed=2"), folder=tmp_path, resume=True)
+    assert (tmp_path / "experiment.yaml").read_bytes() == before
+    experiments.save(compose(*MLP, "seed=2"), tmp_path / "experiment.yaml")
+    with pytest.raises(CheckpointError, match="of another experiment"):
+        run(compose(*MLP, "seed=2"), folder=tmp_path, resume=True)

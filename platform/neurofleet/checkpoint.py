@@ -55,9 +55,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     try:
         folder.mkdir(parents=True, exist_ok=True)
         entries = [old for old in _entries(folder) if old["step"] < step]
-        _write(path, payload)
+        write(path, payload)
         kept = [*entries, entry][-keep_last:]
-        _write(folder / INDEX, json.dumps(kept, indent=1).encode())
+        write(folder / INDEX, json.dumps(kept, indent=1).encode())
         for old in folder.glob("step-*"):  # `.part` is what a process that was killed left
             if old.name not in {entry["file"] for entry in kept}:
                 old.unlink()
@@ -101,7 +101,7 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError if the disk refuses; what stood there before is untouched."""
     try:
-        _write(path, encode(tensors, {"format": "pt"}))
+        write(path, encode(tensors, {"format": "pt"}))
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error}; free space or mend the folder") from error
 
@@ -147,7 +147,7 @@ def decode(payload: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"a safetensors file needs a header that fits its bytes: {error}") from error
 
 
-def _write(path: Path, payload: bytes) -> None:
+def write(path: Path, payload: bytes) -> None:
     """All of the payload under its name, or nothing."""
     temporary = path.with_suffix(path.suffix + ".part")
     try:

@@ -55,10 +55,14 @@ def submit(pipeline: str, overrides: tuple[str, ...]) -> None:
     from neurofleet import experiment as experiments
     from neurofleet.data import catalog
 
-    resumed = any(override.startswith("resume=") for override in overrides)
     experiment = experiments.compose(list(overrides))  # a mistake shows here, not in a job's log
-    if not resumed:
+    resume = next((override.removeprefix("resume=") for override in overrides if override.startswith("resume=")), None)
+    if resume is None:
         catalog.locate(experiments.data_name(experiment))
+    else:
+        from neurofleet.launch.record import resumed
+
+        resumed(resume, experiment, list(overrides))
     from neurofleet import cluster
 
     sys.exit(cluster.submit([pipeline, *overrides]))

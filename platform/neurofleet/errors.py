@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 
 
@@ -100,6 +102,8 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 @contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
     """End the process as the command line promises: one message, no traceback, the error's own exit code."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except NeurofleetError as error:
@@ -108,3 +112,7 @@ def exit_on_error() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise StoppedError("stopped by SIGTERM", number)

@@ -30,7 +30,7 @@ from neurofleet.experiment import Experiment
 from neurofleet.families._base import Family
 from neurofleet.steps import Batch, ChunkLoader, HeldOut
 from neurofleet.trainer import DTYPES, TrainerConfig
-from neurofleet.watch import Log, Watch
+from neurofleet.watch import CHECKPOINTS, Log, Watch
 from neurofleet.workers import Group
 
 EVALUATION_ROWS = 512  # in a batch of held-out rows, at least
@@ -74,6 +74,8 @@ def plan(experiment: Experiment) -> Plan:
     """
     experiment = experiments.check(experiment)
     config: TrainerConfig = experiments.build(experiment["trainer"])
+    if experiment["launcher"]["name"] == "local" and config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("trainer.accelerator=gpu needs a CUDA device, and this machine has none; use auto or cpu")
     data = experiments.build_data(experiment)
     rows = {stage: len(data.rows(stage).targets) for stage in ("train", "val", "test")}
     family = experiments.build_family(experiment, data.spec).to(DTYPES[config.precision])
@@ -111,13 +113,17 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
     num_parameters, group = planned.num_parameters, Group.current()
     if resume:
         _need_same(planned.experiment, folder)
-    if group.is_writer:
+    elif checkpoint.exists(folder / CHECKPOINTS):
+        raise ConfigError(
+            f"a new run needs a folder without checkpoints, got {folder}; take another, or resume that run"
+        )
+    elif group.is_writer:
         folder.mkdir(parents=True, exist_ok=True)
         experiments.save(planned.experiment, folder / "experiment.yaml")
         planned.data.spec.save(folder / "spec.json")
     with _threads(planned.config.num_threads), workers.quiet_lightning():
         stopper = _stopper(planned.config)
-        trainer = workers.trainer(planned.config.accelerator, planned.config.precision, stopper, group)
+        trainer = workers.trainer(workers.device_type(planned.config, group), planned.config.precision, stopper, group)
         watch = _watch(planned, folder, tracker, stopper, trainer.strategy.root_device, group)
         family = planned.family.to(trainer.strategy.root_device)
         if group.size > 1 and experiment["launcher"].get("strategy") == "fsdp":
@@ -176,6 +182,7 @@ def _watch(
         stopper=stopper,
         restore_best=config.early_stopping is not None and config.early_stopping["restore_best"],
         writer=group.is_writer,
+        experiment_digest=experiments.digest(experiment),
         description=f"{experiments.family_name(experiment)} on {experiments.data_name(experiment)}",
         **config.checkpoint,
     )
@@ -221,7 +228,7 @@ def _leave(folder: Path, planned: Plan, watch: Watch) -> None:
     if watch.writer:
         checkpoint.save_weights(folder / "weights.safetensors", weights)
         checkpoint.save_weights(folder / "predictions.safetensors", {"outputs": outputs, "targets": targets})
-        (folder / "history.json").write_text(json.dumps(watch.history))
+        checkpoint.write(folder / "history.json", json.dumps(watch.history).encode())
 
 
 @contextlib.contextmanager

@@ -48,8 +48,6 @@ class TrainerConfig:
             raise ConfigError(f"trainer.precision needs one of {', '.join(DTYPES)}, got {self.precision!r}")
         if self.accelerator not in ("auto", "cpu", "gpu"):
             raise ConfigError(f"trainer.accelerator needs auto, cpu or gpu, got {self.accelerator!r}")
-        if self.accelerator == "gpu" and not torch.cuda.is_available():
-            raise ConfigError("trainer.accelerator=gpu needs a CUDA device, and this machine has none; use auto or cpu")
         _need_keys("trainer.checkpoint", self.checkpoint, {"every_n_steps", "every_n_minutes", "keep_last"})
         _need_count("trainer.checkpoint.keep_last", self.checkpoint["keep_last"], at_least=1)
         steps, minutes = self.checkpoint["every_n_steps"], self.checkpoint["every_n_minutes"]
@@ -85,7 +83,9 @@ def _need_positive(where: str, value: Any) -> None:
         raise ConfigError(f"{where} needs a number above 0 or null, got {value!r}")
 
 
-def _need_keys(where: str, values: Mapping[str, Any], keys: set[str]) -> None:
+def _need_keys(where: str, values: Any, keys: set[str]) -> None:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} needs the keys {', '.join(sorted(keys))}, got {values!r}")
     if set(values) != keys:
         raise ConfigError(
             f"{where} needs the keys {', '.join(sorted(keys))}, got {', '.join(sorted(values)) or 'none'}"

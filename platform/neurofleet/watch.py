@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from neurofleet import checkpoint
-from neurofleet.errors import DivergedError, StoppedError
+from neurofleet.errors import CheckpointError, DivergedError, StoppedError
 from neurofleet.families._base import Family
 from neurofleet.progress import Bar, Progress
 from neurofleet.steps import Chunk, ChunkLoader
 
+CHECKPOINTS = "checkpoints"  # in a run's folder
 Row = tuple[int, float, dict[str, float]]
 
 
@@ -55,9 +56,11 @@ class Watch(pl.Callback):
         every_n_steps: int | None,
         every_n_minutes: float | None,
         keep_last: int,
+        experiment_digest: str,
         description: str,
     ) -> None:
-        self.folder = folder / "checkpoints"
+        self.folder = folder / CHECKPOINTS
+        self.experiment_digest = experiment_digest
         self.loader = loader
         self.tracker = tracker
         self.stopper = stopper
@@ -180,6 +183,7 @@ class Watch(pl.Callback):
         tensors |= checkpoint.pack_optimizer(trainer.optimizers[0])
         tensors = checkpoint.gathered(tensors)
         state = {
+            "experiment": self.experiment_digest,
             "step": self.step,
             "finished": self.finished,
             "history": self.history,
@@ -192,6 +196,10 @@ class Watch(pl.Callback):
 
     def restore(self, module: Family, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Everything but the optimizer's state, which exists only once the fit has begun."""
+        if state["experiment"] != self.experiment_digest:
+            raise CheckpointError(
+                f"{self.folder} holds checkpoints of another experiment; train in a folder of its own"
+            )
         weights = module.state_dict()
         checkpoint.fill(weights, _strip(tensors, "model."))
         self.best = {name: checkpoint.like(value, weights[name]) for name, value in _strip(tensors, "best.").items()}

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard
 
 from neurofleet.errors import ConfigError
 from neurofleet.families._base import Family
+from neurofleet.trainer import TrainerConfig
 
 
 class Group(NamedTuple):
@@ -52,6 +53,13 @@ class WorkersStrategy(DDPStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
+
+
+def device_type(config: TrainerConfig, group: Group) -> str:
+    """cuda or cpu.  In a group its launcher has decided; Lightning would take whatever GPU it can see."""
+    if group.size > 1:
+        return "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return "cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def trainer(accelerator: str, precision: str, stopper: EarlyStopping | None, group: Group) -> pl.Trainer:

@@ -110,6 +110,12 @@ def test_the_released_model_answers(home: Path, released: mlflow.entities.Run, m
         (["optimizer.lr=-1"], "refuses its settings"),
         (["family._target_=os.system"], "needs an allowed target"),
         (["resume=nowhere"], "resume needs the id of a run"),
+        (["resume=12"], "resume needs the id of a run"),
+        (["resume=../../etc"], "resume needs the id of a run"),
+        (["resume=nowhere", "seed=3"], "got seed=3"),
+        (["family._target_=torch.optim.SGD"], "needs something of neurofleet.families"),
+        (["family.hidden=[99999999,99999999]"], "refuses its settings"),
+        (["trainer.accelerator=gpu"], "needs a CUDA device"),
     ],
     ids=lambda part: part if isinstance(part, str) else part[-1],
 )

@@ -33,7 +33,10 @@ def build(config: Mapping[str, Any], **given: Any) -> Any:
     for key in values:
         if key not in parameters and not open_ended:
             raise ConfigError(f"{target} has no setting {key!r}; {nearest(key, set(parameters) - set(given))}")
-    hints = typing.get_type_hints(factory.__init__)
+    try:
+        hints = typing.get_type_hints(factory.__init__)
+    except NameError:  # a user's class that imports its types for the type checker only
+        hints = {}
     for key, value in values.items():
         _check_type(f"{target}: {key}", value, hints.get(key))
     named = {key: one for key, one in parameters.items() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
@@ -45,7 +48,12 @@ def build(config: Mapping[str, Any], **given: Any) -> Any:
         return factory(**values, **given)
     except NeurofleetError:
         raise
-    except (TypeError, ValueError) as error:  # third parties' own checks, such as an optimizer's of its learning rate
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        MemoryError,
+    ) as error:  # third parties' checks, and sizes beyond memory
         raise ConfigError(f"{target} refuses its settings: {error}") from error
 
 

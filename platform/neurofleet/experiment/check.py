@@ -35,6 +35,13 @@ TARGETS = frozenset(
     }
 )
 SECTIONS = ("family", "data", "optimizer", "schedule", "trainer", "launcher", "seed", "name")
+ROOMS = {  # where the targets of a section live
+    "family": "neurofleet.families.",
+    "data": "neurofleet.data.",
+    "optimizer": "torch.optim.",
+    "schedule": "neurofleet.schedule.",
+    "trainer": "neurofleet.trainer.",
+}
 # Hydra's own directives would turn data into code; interpolations must be resolved, and may not read the environment.
 _DIRECTIVES = frozenset({"_partial_", "_args_", "_recursive_", "_convert_", "hydra"})
 _INTERPOLATION = re.compile(r"\$\{")
@@ -51,6 +58,10 @@ def check(experiment: Mapping[str, Any]) -> Experiment:
             f"an experiment needs the sections {', '.join(SECTIONS)}; lacking {lacking}, unknown {unknown}"
         )
     refuse(experiment, resolved=True)
+    for section, room in ROOMS.items():
+        target = experiment[section].get("_target_") if isinstance(experiment[section], Mapping) else None
+        if target in TARGETS and not target.startswith(room):
+            raise ConfigError(f"{section}._target_ needs something of {room}*, got {target!r}")
     seed = experiment["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
         raise ConfigError(f"seed needs a whole number from 0 to 2147483647, got {seed!r}")
@@ -104,7 +115,9 @@ def digest(experiment: Experiment) -> str:
 def save(experiment: Experiment, path: Path) -> None:
     import yaml
 
-    path.write_text(yaml.safe_dump(experiment, sort_keys=False))
+    aside = path.with_suffix(".part")
+    aside.write_text(yaml.safe_dump(experiment, sort_keys=False))
+    aside.replace(path)  # whole or absent, whenever the process is killed
 
 
 def load(path: Path) -> Experiment:

@@ -34,6 +34,7 @@ def explained() -> Iterator[None]:
     """Turn what Hydra says of a user's mistake into a ConfigError that names what there is nearby."""
     from hydra.errors import HydraException, MissingConfigException
 
+    before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits by itself, with its own code
     try:
         yield
@@ -41,6 +42,11 @@ def explained() -> Iterator[None]:
         raise ConfigError(_missing(error)) from None
     except HydraException as error:
         raise ConfigError(_wrong_key(f"{error}", f"{error.__cause__ or ''}")) from None
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def _missing(error: Any) -> str:
@@ -55,20 +61,24 @@ def _wrong_key(message: str, cause: str) -> str:
     found = re.search(r"Could not override '([\w.]+)'", message)
     if not found:
         return f"{message} {cause}".strip()
-    key = found[1]
     full = re.search(r"full_key: ([\w.]+)", cause)
-    return f"the config has no key {full[1] if full else key!r}; {nearest(key, _keys())}"
+    key, keys = full[1] if full else found[1], _keys()
+    if key in keys:
+        return f"the config has no key {key!r} with the choices made; {' or '.join(keys[key])} has it"
+    return f"the config has no key {key!r}; {nearest(key, [*keys, *SECTIONS])}"
 
 
-def _keys() -> set[str]:
-    """Every dotted key of the shipped configs, for hints."""
+def _keys() -> dict[str, list[str]]:
+    """Every dotted key of the shipped configs, and the choices that have it, for hints."""
     import yaml
 
-    keys: set[str] = {"seed", "name"}
-    for path in paths.shipped("configs").glob("*/*.yaml"):
+    keys: dict[str, list[str]] = {}
+    for path in sorted(paths.shipped("configs").glob("*/*.yaml")):
         values = yaml.safe_load(path.read_text())
         if path.parent.name in SECTIONS and isinstance(values, dict):
-            keys |= {f"{path.parent.name}.{key}" for key in values if not key.startswith("_")}
+            for key in values:
+                if key not in ("_target_", "defaults"):
+                    keys.setdefault(f"{path.parent.name}.{key}", []).append(f"{path.parent.name}={path.stem}")
     return keys
 
 

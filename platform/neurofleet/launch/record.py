@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +30,7 @@ def recorded(planned: Plan, *, resume: str | None = None) -> Iterator[tuple[Trac
 
     resume: the id of a run that goes on, or None for a new one
     """
-    experiment = planned.experiment
+    experiment, spec, data = planned.experiment, planned.data.spec, planned.data
     if resume is None:
         tracker = Tracker.start(
             experiment=experiments.data_name(experiment),
@@ -39,22 +41,34 @@ def recorded(planned: Plan, *, resume: str | None = None) -> Iterator[tuple[Trac
     else:
         tracker = Tracker.resume(resume)
     folder = paths.run(tracker.run_id)
-    if resume is None:
-        spec, data = planned.data.spec, planned.data
-        tracker.log_dataset(spec.name, data.digest, str(data.folder), spec.to_dict(), sum(spec.num_rows.values()))
     try:
-        yield tracker, folder
-        for name in ARTIFACTS:
-            tracker.log_artifact(folder / name)
+        with _alone(folder):
+            if resume is None:
+                num_rows = sum(spec.num_rows.values())
+                tracker.log_dataset(spec.name, data.digest, str(data.folder), spec.to_dict(), num_rows)
+            yield tracker, folder
+        for path in (folder / name for name in ARTIFACTS):
+            tracker.log_artifact(path)
         for path in draw(folder):
             tracker.log_artifact(path, "figures")
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | StoppedError)
         _finish_after(tracker, "KILLED" if stopped else "FAILED")
-        if stopped:
+        if stopped and (folder / "checkpoints" / "index.json").is_file():
             print(f"to go on from the last checkpoint: neurofleet train resume={tracker.run_id}", file=sys.stderr)
         raise
     tracker.finish("FINISHED")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the run's lock: two processes that train one run would write each other's checkpoints."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"run {folder.name} is still going in another process; wait for it or stop it") from None
+        yield
 
 
 def run_name(experiment: Experiment) -> str:
@@ -69,12 +83,29 @@ def stored(run_id: str) -> Experiment:
         ConfigError: there is no such run here.
     """
     path = paths.run(run_id) / "experiment.yaml"
-    if not path.is_file():
+    if not re.fullmatch("[0-9a-f]{32}", run_id) or not path.is_file():
         runs = [folder.parent.name for folder in (paths.home() / "runs").glob("*/experiment.yaml")]
         raise ConfigError(
             f"resume needs the id of a run in {paths.home() / 'runs'}, got {run_id!r}; {nearest(run_id, runs)}"
         )
     return experiments.load(path)
+
+
+def resumed(run_id: str, composed: Experiment, overrides: list[str]) -> Experiment:
+    """The experiment of a run that goes on; beside `resume=ID` only the launcher may be chosen anew.
+
+    Raises:
+        ConfigError: no such run, or an override that would be ignored.
+    """
+    others = [one for one in overrides if not re.match(r"(resume|launcher(\.\w+)?)=", one)]
+    if others:
+        raise ConfigError(
+            f"a run goes on with the experiment that it began with; beside resume=ID only launcher settings can be "
+            f"given, got {', '.join(others)}"
+        )
+    experiment = stored(run_id)
+    chosen = any(one.startswith("launcher") for one in overrides)
+    return experiment | {"launcher": composed["launcher"]} if chosen else experiment
 
 
 def draw(folder: Path) -> list[Path]:

@@ -159,6 +159,10 @@ def _mlflow() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except mlflow.exceptions.MlflowException as error:
+        raise RunError(
+            f"MLflow refused the release: {error}; the run and its weights are safe, register it again"
+        ) from error
     finally:
         logger.setLevel(level)
         mlflow.set_tracking_uri(before["MLFLOW_TRACKING_URI"])
