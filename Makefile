@@ -73,6 +73,10 @@ test: lint data ## everything that CI runs
 bench: data ## training speed against a plain PyTorch loop and stock Lightning: one table
 	python tests/benchmarks/training_speed.py
 
+.PHONY: quality
+quality: data ## what the shipped experiments reach on test rows, beside classical methods: one table
+	python tests/benchmarks/quality.py
+
 .PHONY: clean
 clean: ## remove the virtual environment and the tools' caches; data and runs stay
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,147 @@
+"""What tracking costs a run: its share of a long one, every step measured, and the first run on a fresh store."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import runpy
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import contenders
+from contenders import Task
+from rich.console import Console
+from rich.table import Table
+
+from neurofleet import experiment as experiments
+from neurofleet.run import run
+from neurofleet.tracking import Tracker
+
+LONG_RUN = 60.0  # seconds
+
+
+def report(task: Task, console: Console, num_repetitions: int) -> None:
+    table = Table("what tracking costs", title_justify="left")
+    table.add_column("measured", justify="right")
+    table.add_column("at most", justify="right")
+    share, seconds, child = long_run(task)
+    table.add_row(
+        f"of a run of {seconds:.0f} s: time in the tracker, its start and end included", f"{share:.2%}", "1 %"
+    )
+    table.add_row("  and the CPU time of its own process, beside the training", f"{child:.1f} s", "")
+    slower = every_step(task, num_repetitions)
+    lower, middle, upper = quantiles(slower, n=4) if len(slower) > 1 else slower * 3
+    table.add_row(
+        "every step measured and tracked, over one in 50", f"{middle:+.1%} ({lower:+.1%} to {upper:+.1%})", "5 %"
+    )
+    table.add_row("the first run on a fresh store, over a later one", f"{fresh_store(3):+.2f} s", "0.5 s")
+    console.print(table)
+
+
+class Waits:
+    """Adds up how long the training process waits for its tracker, whichever way it calls it."""
+
+    CALLS = ("start", "log_many", "log_metrics", "log_params", "set_tags", "log_dataset", "log_artifact", "finish")
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.longest: dict[str, float] = {}
+        self._inside = False
+        for name in self.CALLS:
+            found = Tracker.__dict__[name]
+            timed = self._timed(name, found.__func__ if isinstance(found, classmethod) else found)
+            setattr(Tracker, name, classmethod(timed) if isinstance(found, classmethod) else timed)
+        run_id = Tracker.__dict__["run_id"].fget
+        Tracker.run_id = property(self._timed("run_id", run_id))  # type: ignore[method-assign, assignment]
+
+    def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **named: Any) -> Any:
+            if self._inside:
+                return call(*arguments, **named)
+            self._inside, begin = True, time.perf_counter()
+            try:
+                return call(*arguments, **named)
+            finally:
+                seconds = time.perf_counter() - begin
+                self.seconds += seconds
+                self.longest[name] = max(self.longest.get(name, 0.0), seconds)
+                self._inside = False
+
+        return timed
+
+
+def long_run(task: Task) -> dict[str, Any]:
+    """`neurofleet train` in a process of its own, for about LONG_RUN seconds of training.
+
+    Out: seconds, waits (of them, for the tracker), longest (wait by call), child (CPU seconds of tracking's process).
+    """
+    epochs = task.validate_every
+    for _ in range(2):
+        once, _ = contenders.ours(task, epochs, None)
+    overrides = [*task.overrides, f"trainer.max_epochs={max(int(LONG_RUN / once), 1) * epochs}"]
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, __file__, *overrides], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return {"seconds": time.perf_counter() - begin, **json.loads(done.stderr.splitlines()[-1])}
+
+
+def timed_train() -> None:
+    """Run pipelines/train.py with this command's overrides; the last line on stderr says how long it waited."""
+    waits = Waits()
+    try:
+        runpy.run_path(str(Path(__file__).resolve().parents[2] / "pipelines" / "train.py"), run_name="__main__")
+    finally:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        child = usage.ru_utime + usage.ru_stime
+        print(json.dumps({"waits": waits.seconds, "longest": waits.longest, "child": child}), file=sys.stderr)
+
+
+def every_step(task: Task, num_repetitions: int) -> list[float]:
+    """How much longer training takes when each step is measured and tracked, as a share."""
+    epochs = task.epochs
+    tracker = Tracker.start(experiment="bench", run_name="every step", tags={}, params={})
+    assert tracker.run_id
+    shares = []
+    for _ in range(num_repetitions):
+        seldom, _ = contenders.ours(task, epochs, tracker)
+        often, _ = contenders.ours(task, epochs, tracker, ["trainer.log_every_n_steps=1"])
+        shares.append(often / seldom - 1)
+    tracker.finish()
+    return shares
+
+
+def fresh_store(num_repetitions: int) -> float:
+    """Median seconds that the first tracked run under a new NEUROFLEET_HOME takes beyond the second."""
+    before = os.environ["NEUROFLEET_HOME"]
+    extra = []
+    for _ in range(num_repetitions):
+        home = tempfile.mkdtemp(prefix="neurofleet-fresh-")
+        os.environ["NEUROFLEET_HOME"] = home
+        first, second = tracked_run(Path(home) / "one"), tracked_run(Path(home) / "two")
+        extra.append(first - second)
+        shutil.rmtree(home)
+    os.environ["NEUROFLEET_HOME"] = before
+    return median(extra)
+
+
+def tracked_run(folder: Path) -> float:
+    experiment = experiments.compose(["family=mlp", "data=digits", "trainer.max_epochs=1", "trainer.num_threads=1"])
+    begin = time.perf_counter()
+    tracker = Tracker.start(experiment="bench", run_name="first", tags={}, params=experiment)
+    with contenders.silence():
+        run(experiment, tracker=tracker, folder=folder)
+    tracker.finish()
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    timed_train()
