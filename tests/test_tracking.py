@@ -11,18 +11,32 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from neurofleet import paths
 from neurofleet.errors import ConfigError, RunError, UnreachableError, UserError
-from neurofleet.tracking import Tracker, code_tags, flatten, prepare_store, records, store, store_uri, ui_address
+from neurofleet.tracking import (
+    Tracker,
+    code_tags,
+    flatten,
+    orphans,
+    prepare_store,
+    records,
+    store,
+    store_uri,
+    ui_address,
+)
+from neurofleet.tracking.delivery import Delivery
 from neurofleet.tracking.lineage import shorten
+from neurofleet.tracking.system import SystemSampler
 
 SPEC = {
     "name": "digits",
@@ -199,6 +213,12 @@ def test_mlflow_tracking_uri_wins(monkeypatch: pytest.MonkeyPatch, home: Path) -
     assert store_uri() == "http://127.0.0.1:1"
 
 
+def test_relative_sqlite_address_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///some/mlflow.db")
+    assert store_uri() == f"sqlite:///{tmp_path}/some/mlflow.db"
+
+
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:1", "postgresql://me:secret@127.0.0.1:1/mlflow"])
 def test_unreachable_at_start(monkeypatch: pytest.MonkeyPatch, home: Path, uri: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -209,6 +229,29 @@ def test_unreachable_at_start(monkeypatch: pytest.MonkeyPatch, home: Path, uri: 
     assert caught.value.exit_code == 2
     assert not home.exists()
     tracker.finish("FAILED")  # nothing to do
+
+
+def test_a_port_that_speaks_no_http(free_port: int) -> None:
+    with socket.create_server(("127.0.0.1", free_port)) as server:
+
+        def greet() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"220 mail\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        with pytest.raises(UnreachableError, match=r"does not answer \(220 mail\)"):
+            store.check_reachable(f"http://me:secret@127.0.0.1:{free_port}")
+        thread.join()
+
+
+@pytest.mark.parametrize("uri", ["postgresql://me:secret@host:abc/x", "postgresql://me:sec/ret@host/x", "http://[me"])
+def test_address_that_cannot_be_read(uri: str) -> None:
+    with pytest.raises(ConfigError, match="a port that is a number") as caught:
+        store.check_reachable(uri)
+    assert "sec" not in str(caught.value)
 
 
 def test_file_store_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -231,6 +274,21 @@ def test_ui_address(home: Path) -> None:
     assert ui_address("ab12").endswith("(to open it: neurofleet up)")
     (home / "platform.json").write_text(json.dumps({"mlflow": {"address": "http://127.0.0.1:5000"}}))
     assert ui_address("ab12") == "http://127.0.0.1:5000/#/experiments/3/runs/ab12?workflowType=machine_learning"
+    (folder / "run.json").write_text(json.dumps({"uri": "https://me:secret@host/", "experiment_id": "3"}))
+    assert ui_address("ab12") == "https://host/#/experiments/3/runs/ab12?workflowType=machine_learning"
+
+
+@pytest.mark.parametrize(
+    ("uri", "displayed"),
+    [
+        ("postgresql://me:s/e@t@host/x", "postgresql://host/x"),
+        ("postgresql://host/x?password=secret&a=b", "postgresql://host/x?password=***&a=b"),
+        ("sqlite:////home/me@host/x.db", "sqlite:////home/me@host/x.db"),
+    ],
+)
+def test_addresses_are_shown_without_passwords(uri: str, displayed: str) -> None:
+    assert store.shown(uri) == displayed
+    assert store.censored(f"cannot reach {uri}: no", uri) == f"cannot reach {displayed}: no"
 
 
 # one run from start to end
@@ -282,6 +340,31 @@ def test_what_mlflow_refuses_is_reported_and_holds_up_nothing(tmp_path: Path) ->
         tracker.finish()
     assert history(tracker.run_id, "good") == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 3.0)]
     assert status(tracker.run_id) == "FINISHED"
+
+
+def test_artifact_store_with_errors_of_its_own(tmp_path: Path) -> None:
+    class NoCredentialsError(Exception):
+        pass
+
+    def log_artifact(*_: Any) -> None:
+        raise NoCredentialsError("who are you?")
+
+    spool = tmp_path / "1.jsonl"
+    spool.write_bytes(records.encode({"artifact": "a.png", "folder": ""}) + records.encode({"end": "FINISHED"}))
+    client: Any = SimpleNamespace(tracking_uri="http://host", log_artifact=log_artifact)
+    delivery = Delivery(client, "ab12", spool)
+    assert delivery.ship() == 2
+    assert delivery.refused == ["a.png could not be stored: NoCredentialsError: who are you?"]
+    assert delivery.end == "FINISHED"
+    delivery.file.close()
+
+
+def test_files_that_hold_the_address_are_private() -> None:
+    tracker = start()
+    folder = paths.run(tracker.run_id) / "tracking"
+    tracker.finish()
+    files = [folder / "run.json", folder / "child.log", *folder.glob("*.jsonl")]
+    assert [oct(file.stat().st_mode & 0o777) for file in files] == ["0o600"] * 3
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow with SQLAlchemy 2.1
@@ -359,6 +442,12 @@ def test_owner_killed(owner: tuple[subprocess.Popen[str], str, int]) -> None:
     assert dict(query("SELECT key, value FROM tags"))["failure"] == "the training process died without a word"
 
 
+def test_sampling_a_process_that_died_early() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    assert SystemSampler(process.pid, "system/").sample()["system/process_memory_megabytes"] == 0
+
+
 def test_owner_and_child_killed(owner: tuple[subprocess.Popen[str], str, int]) -> None:
     process, run_id, child = owner
     os.kill(child, signal.SIGKILL)
@@ -368,6 +457,53 @@ def test_owner_and_child_killed(owner: tuple[subprocess.Popen[str], str, int]) -
     start().finish()  # the next tracked run finds what they left
     assert status(run_id) == "FAILED"
     assert history(run_id) == expected(0, 300)
+
+
+def test_owner_and_child_terminated(owner: tuple[subprocess.Popen[str], str, int]) -> None:
+    process, run_id, child = owner
+    os.kill(child, signal.SIGTERM)
+    process.terminate()
+    process.wait()
+    wait_for(lambda: status(run_id) == "FAILED")
+    assert history(run_id) == expected(0, 300)
+
+
+def test_damaged_spools_harm_nobody(home: Path, owner: tuple[subprocess.Popen[str], str, int]) -> None:
+    process, orphan, child = owner
+    os.kill(child, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    first = start()
+    first.log_many(rows(0, 10))
+    first.finish("FAILED")
+    garbage = bytes(64) + b"ge\xff\n" + b'{"since":0,"ti' + bytes(64) + b"\n"
+    own = paths.run(first.run_id) / "tracking"
+    for folder in (home / "runs" / "!bad" / "tracking", own):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "1.jsonl").write_bytes(garbage)
+    again = Tracker.resume(first.run_id)
+    again.log_many(rows(5, 20))
+    again.finish()
+    assert history(first.run_id) == expected(0, 20)
+    assert status(first.run_id) == "FINISHED"
+    assert status(orphan) == "FAILED"
+    assert f"could not deliver {home}/runs/!bad/tracking/1.jsonl: " in (own / "child.log").read_text()
+
+
+def test_spool_that_breaks_its_delivery_is_tried_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spool = tmp_path / "1.jsonl"
+    spool.write_bytes(records.encode({"open": {"run_id": "ab12", "uri": "http://host", "own": True}}))
+    spool.with_suffix(".state").write_text("no json")
+    orphans.sweep(SimpleNamespace(tracking_uri="http://host"), [spool])  # type: ignore[arg-type]
+    assert capsys.readouterr().err.count(f"could not deliver {spool}: JSONDecodeError") == 1
+
+
+def test_concluded_spools_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spool = tmp_path / "1.jsonl"
+    spool.write_bytes(b"never read\n")
+    spool.with_suffix(".state").write_text('{"concluded": true}')
+    orphans.sweep(SimpleNamespace(tracking_uri="http://host"), [spool])  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""
 
 
 def test_child_killed_and_interrupted() -> None:

@@ -22,7 +22,7 @@ from neurofleet import errors
 from neurofleet.errors import NeurofleetError, UnreachableError, UserError
 from neurofleet.tracking import records
 from neurofleet.tracking.opening import create_run, find_run
-from neurofleet.tracking.store import check_reachable, prepare_store, shown
+from neurofleet.tracking.store import censored, check_reachable, prepare_store, shown
 
 SHIP_SECONDS = 1.0
 SYSTEM_SECONDS = 5.0
@@ -68,7 +68,9 @@ class Child:
                 raise UserError(
                     f"there is no run {self.run_id!r} at {shown(uri)}; list them with: mlflow runs list"
                 ) from error
-            raise UnreachableError(f"MLflow at {shown(uri)} could not take a run: {error}") from error
+            raise UnreachableError(
+                f"MLflow at {shown(uri)} could not take a run: {censored(str(error), uri)}"
+            ) from error
         self.run_id = run.info.run_id
         experiment = self.client.get_experiment(run.info.experiment_id).name
         return {"run_id": self.run_id, "experiment_id": run.info.experiment_id, "experiment": experiment}
@@ -95,7 +97,7 @@ class Child:
                     next_sample = time.monotonic() + SYSTEM_SECONDS
                 worked = self._attempt(self.delivery.ship)
                 if worked and not self.swept:
-                    worked = self._attempt(self._sweep)
+                    self._sweep()
                 failures = 0 if worked else failures + 1
             self.listen(min(SHIP_SECONDS * 2**failures, 8.0))
 
@@ -106,11 +108,10 @@ class Child:
             spool.write(records.encode_rows([(step, float("nan"), sampler.sample())], now, now))
 
     def _sweep(self) -> None:
-        """Finish what dead processes left of the runs here: once, and this run once more before it ends."""
-        from neurofleet.tracking.orphans import deliver_orphans
+        """Finish what dead processes left of the runs here."""
+        from neurofleet.tracking.orphans import sweep
 
-        runs = self.run_id if self.swept else "*"
-        deliver_orphans(self.client, self.delivery.spool.parents[2].glob(f"{runs}/tracking/*.jsonl"))
+        sweep(self.client, self.delivery.spool.parents[2].glob("*/tracking/*.jsonl"))
         self.swept = True
 
     def listen(self, seconds: float) -> None:
@@ -134,7 +135,7 @@ class Child:
     def take(self, spool: Path) -> None:
         from neurofleet.tracking.delivery import Delivery
 
-        log = os.open(spool.with_name("child.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        log = os.open(spool.with_name("child.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(log, 2)
         self.delivery = Delivery(self.client, self.run_id, spool)
         if not self.delivery.lock():
@@ -161,6 +162,8 @@ class Child:
                     "it still shows as RUNNING, and the next tracked run mends that"
                 ),
             }
+        if self.order["own"] and self.delivery is not None and not self.swept:
+            self._sweep()
         if self.delivery is not None and self.delivery.refused:
             return {
                 "error": errors.RunError.__name__,
@@ -169,13 +172,14 @@ class Child:
         return {"finished": self.run_id}
 
     def _end(self) -> None:
-        from neurofleet.tracking.orphans import end_run
+        from neurofleet.tracking.orphans import deliver_orphan, end_run
 
         if self.delivery is None:
             end_run(self.client, self.run_id, None)
             return
         if self.order["own"]:
-            self._sweep()
+            for spool in sorted(self.delivery.spool.parent.glob("*.jsonl")):
+                deliver_orphan(self.client, spool)
             end_run(self.client, self.run_id, self.delivery.end)
         self.delivery.concluded = True
         self.delivery.save()
@@ -196,11 +200,8 @@ class Child:
         try:
             action()
         except (MlflowException, OSError, sqlite3.Error) as error:
-            print(
-                f"{time.strftime('%F %T')} will try again: {type(error).__name__}: {str(error)[:500]}",
-                file=sys.stderr,
-                flush=True,
-            )
+            reason = f"{type(error).__name__}: {censored(str(error), self.order['uri'])[:500]}"
+            print(f"{time.strftime('%F %T')} will try again: {reason}", file=sys.stderr, flush=True)
             return False
         return True
 
@@ -211,7 +212,8 @@ def say(message: dict[str, Any], channel: int) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # whoever ends the training process: this one ends after it
+        signal.signal(number, signal.SIG_IGN)
     channel = os.dup(1)
     os.dup2(2, 1)  # nothing but answers goes to the training process
     os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})

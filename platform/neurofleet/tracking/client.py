@@ -215,9 +215,11 @@ class Tracker:
         folder = self._folder_of(answer["run_id"]) / "tracking"
         folder.mkdir(parents=True, exist_ok=True)
         about = {name: answer[name] for name in ("run_id", "experiment_id", "experiment")} | {"uri": self._order["uri"]}
+        (folder / "run.json").touch()
+        (folder / "run.json").chmod(0o600)  # like the spool, it holds the address, which may hold a password
         (folder / "run.json").write_text(json.dumps(about) + "\n")
         self._spool_path = folder / f"{time.time_ns()}.jsonl"
-        self._spool = os.open(self._spool_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        self._spool = os.open(self._spool_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         fcntl.flock(self._spool, fcntl.LOCK_EX)  # until this process is dead: see delivery.py
         self._record({"open": {name: self._order[name] for name in ("uri", "run_id", "own")}})
         if self._order.get("params"):

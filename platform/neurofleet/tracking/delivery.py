@@ -86,11 +86,11 @@ class Delivery:
         for line in lines:
             try:
                 record = records.decode(line)
-            except ValueError as error:
+                found, self.epoch = records.decode_points(record, self.epoch) if "rows" in record else ([], self.epoch)
+            except records.DAMAGED as error:
                 self._refuse(f"a damaged record in {self.spool}: {error}")
                 continue
             if "rows" in record:
-                found, self.epoch = records.decode_points(record, self.epoch)
                 points += self._unknown(found)
             else:
                 points = self._metrics(points)
@@ -150,8 +150,17 @@ class Delivery:
             self.ended, self.end = True, record["end"]
 
     def _artifact(self, path: str, folder: str) -> None:
+        from mlflow.exceptions import MlflowException
+
         send = self.client.log_artifacts if os.path.isdir(path) else self.client.log_artifact
-        send(self.run_id, path, folder or None)
+        try:
+            send(self.run_id, path, folder or None)
+        except (MlflowException, OSError):
+            raise
+        # Every kind of store raises its own (botocore: no credentials, no bucket; a missing package), with no base
+        # class in common, and after its own retries.  The file stays in the run's folder, and `finish` says so.
+        except Exception as error:  # noqa: BLE001
+            self._refuse(f"{path} could not be stored: {type(error).__name__}: {error}")
 
     def attempt(self, send: Callable[[list[Any]], object], batch: list[Any]) -> None:
         """Send; where MLflow refuses for good, send one by one the kinds in the batch, and note what is refused."""
@@ -211,7 +220,10 @@ class Delivery:
             epoch = None
             for line in spool.open("rb"):
                 if line.startswith(b'{"since"') and line.endswith(b"\n"):
-                    points, epoch = records.decode_points(records.decode(line), epoch)
+                    try:
+                        points, epoch = records.decode_points(records.decode(line), epoch)
+                    except records.DAMAGED:  # was refused, and reported, when that spool was delivered
+                        continue
                     yield from points
 
 

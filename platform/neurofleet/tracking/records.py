@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 Row = tuple[int, float, Mapping[str, float]]
 """step, epoch, metrics"""
+DAMAGED = (ValueError, KeyError, TypeError, OverflowError)
+"""what decoding raises for a line that a loss of power spoiled"""
 
 
 class Point(NamedTuple):

@@ -11,9 +11,11 @@ The database is in WAL mode: readers (the MLflow server's pages) and the writer 
 from __future__ import annotations
 
 import fcntl
+import http.client
 import importlib.metadata
 import json
 import os
+import re
 import socket
 import sqlite3
 import tempfile
@@ -34,8 +36,11 @@ REMEDY = (
 
 
 def store_uri() -> str:
-    configured = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return configured or f"sqlite:///{paths.home() / 'mlflow' / 'mlflow.db'}"
+    """A relative sqlite address is made absolute: whoever delivers or reads later stands in another folder."""
+    configured = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.home() / 'mlflow' / 'mlflow.db'}"
+    if configured.startswith("sqlite:///"):
+        return f"sqlite:///{os.path.abspath(configured.removeprefix('sqlite:///'))}"
+    return configured
 
 
 def artifact_root() -> Path:
@@ -115,11 +120,18 @@ def migrate(database: Path) -> None:
 
 def check_reachable(uri: str) -> None:
     """Raise UnreachableError within seconds where MLflow's own retries would take minutes."""
-    parts = urllib.parse.urlsplit(uri)
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        port = parts.port
+    except ValueError as error:  # its words may quote a part of the password
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI needs a host and a port that is a number, got {shown(uri)!r}; write /, @ and : in a "
+            f"password as %2F, %40 and %3A, or {REMEDY}"
+        ) from error
     if parts.scheme in ("http", "https"):
         _check_http(uri)
     elif parts.scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
-        _check_socket(uri, parts)
+        _check_socket(uri, parts.scheme.split("+")[0], parts.hostname or "localhost", port)
     elif parts.scheme not in ("sqlite", "databricks", "databricks-uc"):
         raise ConfigError(
             f"MLFLOW_TRACKING_URI needs a server (http://...) or a database (sqlite:///..., "
@@ -129,36 +141,42 @@ def check_reachable(uri: str) -> None:
 
 def _check_http(uri: str) -> None:
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+        # without user and password, which urllib takes for a part of the host's name
+        with urllib.request.urlopen(f"{shown(uri).rstrip('/')}/health", timeout=5):
             return
     except urllib.error.HTTPError as error:
         if error.code in (401, 403, 404):  # it lives; a gateway before it may guard or hide /health
             return
         reason = f"HTTP {error.code}"
-    except (OSError, ValueError) as error:
-        reason = str(getattr(error, "reason", error))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = str(getattr(error, "reason", error)).strip()
     raise UnreachableError(
         f"tracking needs the MLflow server at {shown(uri)}, which does not answer ({reason}); {REMEDY}"
     )
 
 
-def _check_socket(uri: str, parts: urllib.parse.SplitResult) -> None:
+def _check_socket(uri: str, kind: str, host: str, port: int | None) -> None:
     import sqlalchemy
 
     ports = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
     try:
-        port = parts.port or ports[parts.scheme.split("+")[0]]
-        socket.create_connection((parts.hostname or "localhost", port), timeout=5).close()
+        socket.create_connection((host, port or ports[kind]), timeout=5).close()
         sqlalchemy.create_engine(uri).connect().close()
     except (OSError, ImportError, sqlalchemy.exc.SQLAlchemyError) as error:
-        reason = str(error).splitlines()[0]
+        reason = censored(str(error), uri).splitlines()[0]
         raise UnreachableError(f"tracking needs the database at {shown(uri)}, got: {reason}; {REMEDY}") from error
 
 
 def shown(uri: str) -> str:
-    """The address without the password that it may hold."""
-    parts = urllib.parse.urlsplit(uri)
-    return uri.replace(f":{parts.password}@", ":***@") if parts.password else uri
+    """The address without the user and password that it may hold."""
+    if uri.startswith("sqlite"):
+        return uri
+    return re.sub(r"(password=)[^&]*", r"\1***", re.sub(r"//.*@", "//", uri))
+
+
+def censored(text: str, uri: str) -> str:
+    """Somebody else's words about `uri`, without its password."""
+    return text.replace(uri.rstrip("/"), shown(uri).rstrip("/"))
 
 
 def ui_address(run_id: str) -> str:
@@ -166,10 +184,10 @@ def ui_address(run_id: str) -> str:
     about = json.loads((paths.run(run_id) / "tracking" / "run.json").read_text())
     page = f"#/experiments/{about['experiment_id']}/runs/{run_id}?workflowType=machine_learning"
     if about["uri"].startswith("http"):
-        return f"{about['uri'].rstrip('/')}/{page}"
+        return f"{shown(about['uri']).rstrip('/')}/{page}"
     platform = paths.home() / "platform.json"
-    if platform.is_file() and sqlite_file(about["uri"]) == paths.home() / "mlflow" / "mlflow.db":
-        return f"{json.loads(platform.read_text())['mlflow']['address'].rstrip('/')}/{page}"
+    if platform.is_file() and sqlite_file(about["uri"]) == (paths.home() / "mlflow" / "mlflow.db").resolve():
+        return f"{shown(json.loads(platform.read_text())['mlflow']['address']).rstrip('/')}/{page}"
     return f"run {run_id} of {shown(about['uri'])} (to open it: neurofleet up)"
 
 

@@ -21,7 +21,7 @@ class SystemSampler:
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
         self.prefix = prefix
-        self.root = psutil.Process(process_id)
+        self.process_id = process_id
         self.processes: dict[int, psutil.Process] = {}
         self.monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
         try:
@@ -45,7 +45,8 @@ class SystemSampler:
 
         cpu = memory = 0.0
         try:
-            found = [self.root, *self.root.children(recursive=True)]
+            root = psutil.Process(self.process_id)  # may be dead before the first sample
+            found = [root, *root.children(recursive=True)]
         except psutil.NoSuchProcess:
             found = []
         own = psutil.Process().pid
