@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 
 from neurofleet import cluster, errors
 from neurofleet.cluster import jobs, processes, servers, state
+from neurofleet.cluster import platform as platforms
 from neurofleet.cluster.state import MARK, Half, Platform
 
 
@@ -146,15 +149,98 @@ def test_rays_folder_is_short_enough_for_its_sockets(monkeypatch: pytest.MonkeyP
     folder.rmdir()
 
 
-class Client:
-    """A job client that tells a log in pieces."""
+def plan(home: Path, named: str, monkeypatch: pytest.MonkeyPatch, port: int) -> Half:
+    """Where MLflow will be, if the environment names an address."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", named)
+    platform = Platform("mark", "http://127.0.0.1:2", "/x", Half("127.0.0.1:1"), Half(f"http://127.0.0.1:{port}"))
+    return platforms._plan(platform, ["mlflow"], {"ray": None, "dashboard": None, "mlflow": None}).mlflow
 
-    def __init__(self, *pieces: str) -> None:
+
+@pytest.mark.parametrize("named", ["http://127.0.0.1:{}", "http://localhost:{}/"])
+def test_the_platforms_own_address_is_no_foreign_server(
+    named: str, home: Path, monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    half = plan(home, named.format(free_port), monkeypatch, free_port)
+    assert half == Half(f"http://127.0.0.1:{free_port}", foreign=False)
+
+
+def test_a_foreign_server_must_answer_and_is_remembered(
+    home: Path, monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    with pytest.raises(errors.UnreachableError, match=r"127.0.0.1:9, which does not answer"):
+        plan(home, "http://127.0.0.1:9", monkeypatch, free_port)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        named = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with monkeypatch.context() as patch:
+            patch.setattr(platforms.tracking.store, "check_reachable", lambda uri: None)
+            half = plan(home, named, monkeypatch, free_port)
+        assert half == Half(named, foreign=True)
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        platform = Platform("mark", "http://127.0.0.1:2", "/x", Half("127.0.0.1:1"), half)
+        assert platforms.is_up(platform, "mlflow") is True
+    assert platforms.is_up(platform, "mlflow") is False
+
+
+def test_what_speaks_no_http_does_not_answer() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def babble() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+
+        thread = threading.Thread(target=babble)
+        thread.start()
+        assert servers.answers(f"http://127.0.0.1:{server.getsockname()[1]}/") is False
+        thread.join()
+
+
+class Status(str):
+    def is_terminal(self) -> bool:
+        return self in ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+class Client:
+    """A job client that tells a log in pieces, and then one state after the other; an error is raised."""
+
+    def __init__(self, *pieces: str | Exception, states: tuple[str, ...] = ()) -> None:
         self.pieces = pieces
+        self.states = list(states)
 
     async def tail_job_logs(self, job_id: str) -> Any:
         for piece in self.pieces:
+            if isinstance(piece, Exception):
+                raise piece
             yield piece
+
+    def get_job_info(self, job_id: str) -> Any:
+        if not self.states:
+            raise ConnectionError("refused")
+        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        return types.SimpleNamespace(status=Status(state), driver_exit_code=None, message="why")
+
+
+@pytest.mark.parametrize("client", [Client("a\n", RuntimeError("closed with code 1006")), Client("a\n")])
+def test_a_head_that_goes_down_is_told_and_the_job_may_go_on(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(errors.RunError, match=r"was lost \(.*may go on; .*: neurofleet jobs logs -f job") as caught:
+        jobs._follow(client, "job")  # type: ignore[arg-type]
+    assert caught.value.exit_code == 1
+    assert capsys.readouterr().out == "a\n"
+
+
+def test_the_exit_code_waits_for_the_end_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert jobs._exit_code(Client(states=("RUNNING", "SUCCEEDED")), "job") == 0  # type: ignore[arg-type]
+    assert jobs._exit_code(Client(states=("RUNNING", "FAILED")), "job") == 1  # type: ignore[arg-type]
+    monkeypatch.setattr(jobs, "PATIENCE", 0.0)
+    with pytest.raises(errors.RunError, match="job still runs"):
+        jobs._exit_code(Client(states=("RUNNING",)), "job")  # type: ignore[arg-type]
 
 
 def test_logs_are_lines_and_progress_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 import math
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from neurofleet import launch, paths
 from neurofleet.errors import ConfigError, DivergedError, ResourceError, UnreachableError, WorkerError
-from neurofleet.launch import connection, workers
+from neurofleet.launch import connection, machine, workers
 from neurofleet.launch.relay import Relay
 from neurofleet.progress import Progress
 
@@ -57,12 +61,27 @@ def test_relay_strips_the_prefix_and_moves_the_bar() -> None:
         ({"num_workers": 0}, "launcher.num_workers needs a whole number of at least 1, got 0"),
         ({"cpus_per_worker": 0.5}, "launcher.cpus_per_worker needs a whole number of at least 1, got 0.5"),
         ({"strategy": "magic"}, "launcher.strategy needs ddp or fsdp, got 'magic'"),
-        ({"gpus": 2}, "launcher needs the keys cpus_per_worker, name"),
+        ({"num_workers": True}, "launcher.num_workers needs a whole number of at least 1, got True"),
+        ({"use_gpu": "no thanks"}, "launcher.use_gpu needs true or false, got 'no thanks'"),
+        ({"gpus": 2}, "launcher=ray needs the keys cpus_per_worker, name"),
+        ({"name": "local"}, "launcher=local needs the keys name, got cpus_per_worker"),
     ],
 )
 def test_a_launcher_that_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        workers.check(LAUNCHER | change)
+        launch.check({"launcher": LAUNCHER | change, "trainer": {"accelerator": "auto"}})
+
+
+def test_a_launcher_without_a_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"launcher.name needs local or ray, got None"):
+        launch.check({"launcher": {}, "trainer": {"accelerator": "auto"}})
+    launch.check({"launcher": {"name": "local"}, "trainer": {"accelerator": "gpu"}})
+
+
+@pytest.mark.parametrize(("accelerator", "use_gpu"), [("cpu", True), ("gpu", False)])
+def test_trainer_and_launcher_agree_about_the_device(accelerator: str, use_gpu: bool) -> None:
+    with pytest.raises(ConfigError, match=f"got {accelerator} and {str(use_gpu).lower()}; use trainer.accelerator="):
+        launch.check({"launcher": LAUNCHER | {"use_gpu": use_gpu}, "trainer": {"accelerator": accelerator}})
 
 
 def test_room_is_counted_per_node() -> None:
@@ -87,6 +106,66 @@ def test_too_many_workers_for_this_machine_are_refused_before_a_private_ray_star
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 64),
+        ({"cpu.max": "max 100000\n"}, 64),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+    ],
+)
+def test_a_containers_quota_counts(
+    files: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert machine.num_cpus(tmp_path) == expected
+
+
+def test_no_gpu_is_refused_before_a_private_ray_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NEUROFLEET_HOME", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ResourceError, match=r"more than the cluster has: .*0 GPUs"):
+        connection.check_room(LAUNCHER | {"use_gpu": True})
+
+
+def test_a_platform_is_used_only_while_its_processes_live(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NEUROFLEET_HOME", str(tmp_path))
+    assert connection._platform_address() is None
+    begun = psutil.Process().create_time()
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        for processes, expected in (
+            ({os.getpid(): begun}, address),
+            ({os.getpid(): begun - 100}, None),  # a number that somebody else got
+            ({}, None),
+        ):
+            (tmp_path / "platform.json").write_text(json.dumps({"ray": {"address": address, "processes": processes}}))
+            assert connection._platform_address() == expected
+
+
+def test_what_is_no_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with connection.environment(connection._settings("127.0.0.1:7")):  # which Ray reads once, when it is imported
+        import ray.autoscaler.v2.sdk
+        import ray.exceptions
+
+    def times_out(address: str) -> None:
+        raise ray.exceptions.RpcError("Timed out while waiting for GCS to become available.\nmore")
+
+    monkeypatch.setattr(ray.autoscaler.v2.sdk, "get_cluster_status", times_out)
+    before = dict(os.environ)
+    with pytest.raises(UnreachableError, match=r"needed at 127.0.0.1:7, got: Timed out while waiting for .*e; mend"):
+        launch.cluster_nodes("127.0.0.1:7")
+    assert dict(os.environ) == before
+
+
 def test_an_address_where_nobody_listens_is_named(monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port}")
     message = f"127.0.0.1:{free_port}, got: nobody listens"
@@ -107,6 +186,20 @@ def test_the_token_is_the_users_or_ours_and_private(monkeypatch: pytest.MonkeyPa
     assert token.read_text() == before
     monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
     assert launch.authentication() == {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "theirs"}
+
+
+def test_processes_that_make_the_token_at_once_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NEUROFLEET_HOME", str(tmp_path / "home"))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    exists = Path.exists
+    # Each believes that there is none yet.
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != "ray_token" and exists(path))
+    launch.ensure_token()
+    first = (tmp_path / "home" / "ray_token").read_text()
+    launch.ensure_token()
+    assert (tmp_path / "home" / "ray_token").read_text() == first
+    assert os.listdir(tmp_path / "home") == ["ray_token"]
 
 
 class Failed:
@@ -143,6 +236,7 @@ def summed(task: dict[str, Any]) -> dict[str, Any]:
         "home": os.environ["NEUROFLEET_HOME"],
         "folder": os.getcwd(),
         "word": task["word"],
+        "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
 
 
@@ -156,7 +250,11 @@ def diverges_on_rank_1(task: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_two_workers_form_a_group(platform_up: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = dict(os.environ)
     found = workers.fit(LAUNCHER, by_value(summed), {"word": "x", "working_folder": str(tmp_path)}, tmp_path / "run")
+    changed = {name for name in os.environ.keys() | before if os.environ.get(name) != before.get(name)}
+    assert {name for name in changed if name in workers.SETTINGS or name.startswith("RAY_AUTH")} == set()
+    assert found["devices"] == ""  # no GPU was granted
     assert found["total"] == 3.0
     assert (found["backend"], found["size"], found["threads"], found["word"]) == ("gloo", 2, 1, "x")
     assert found["interface"].startswith("lo")

@@ -31,8 +31,10 @@ def marked(mark: str) -> list[int]:
 
 def test_up_is_idempotent(platform_up: Any, capsys: pytest.CaptureFixture[str]) -> None:
     before = state.location().read_text()
-    cluster.up()
-    assert "is up already" in capsys.readouterr().out
+    platform = cluster.up(mlflow_port=5999)
+    shown = capsys.readouterr().out
+    assert "is up already" in shown
+    assert f"mlflow is up at port {platform.mlflow.address.rpartition(':')[2]}, not 5999; to move it" in shown
     assert state.location().read_text() == before
 
 
@@ -60,27 +62,27 @@ def test_status_tells_what_is_there(platform_up: Any) -> None:
 def test_a_job_runs_in_the_project_and_its_exit_code_comes_back(
     platform_up: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = "import os,sys; e=os.environ; print(os.getcwd(), e['NEUROFLEET_HOME'], e['MLFLOW_TRACKING_URI'])"
+    script = "import os,sys; e=os.environ; print(os.getcwd(), e['NEUROFLEET_HOME'], e.get('MLFLOW_TRACKING_URI'))"
     script += "; sys.exit(2)"
     monkeypatch.setattr(jobs, "COMMAND", [sys.executable, "-c", script])
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.chdir(tmp_path)
     assert cluster.submit(["train"]) == 2
     shown = capsys.readouterr().out
-    platform = state.load()
-    assert platform is not None
-    assert f"{tmp_path} {paths.home()} {platform.mlflow.address}\n" in shown
+    # No address: the store of its home is the platform's.
+    assert f"{tmp_path} {paths.home()} None\n" in shown
     job_id = shown.partition("submitted ")[2].partition(":")[0]
     assert cluster.follow(job_id) == 2
     cluster.show_log(job_id)
-    assert capsys.readouterr().out.endswith(f"{tmp_path} {paths.home()} {platform.mlflow.address}\n")
+    assert capsys.readouterr().out.endswith(f"{tmp_path} {paths.home()} None\n")
     with pytest.raises(errors.ConfigError, match="no job 'nothing'"):
         cluster.follow("nothing")
 
 
-def test_a_half_that_died_is_started_again_alone(platform_up: Any) -> None:
+def test_a_half_that_died_is_started_again_alone(platform_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     before = state.load()
     assert before is not None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", before.mlflow.address)  # as the README tells those who look at runs
     for process in processes.alive(before.mlflow):
         process.kill()
         process.wait(5)
@@ -89,6 +91,15 @@ def test_a_half_that_died_is_started_again_alone(platform_up: Any) -> None:
     assert after.ray == before.ray
     assert (after.mlflow.address, after.mlflow.processes == before.mlflow.processes) == (before.mlflow.address, False)
     assert cluster.status()["mlflow"]["up"] is True
+
+
+def test_a_wrong_token_is_told_as_such(platform_up: Any) -> None:
+    platform = state.load()
+    assert platform is not None
+    code = f"from neurofleet import launch; launch.cluster_nodes({platform.ray.address!r})"
+    environment = os.environ | {"RAY_AUTH_TOKEN": "0" * 64}
+    asked = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert f"UnreachableError: a Ray cluster is needed at {platform.ray.address}, got: " in asked.stderr
 
 
 def test_an_interrupted_up_leaves_nothing(free_ports: dict[str, str], tmp_path: Path) -> None:

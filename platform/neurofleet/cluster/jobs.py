@@ -12,23 +12,23 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from neurofleet import paths, progress
 from neurofleet.cluster import platform as platforms
 from neurofleet.cluster import state
-from neurofleet.errors import ConfigError, UnreachableError
-from neurofleet.launch import authentication
+from neurofleet.errors import ConfigError, RunError, UnreachableError
+from neurofleet.launch import authentication, passed_on
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-# What a job must know to act as if it ran here; Ray's token is not among them: the cluster has it.
-PASSED_ON = ("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "NEUROFLEET_TARGETS")
 # What Ray itself writes at the head of every log.
 RAYS_OWN = re.compile(r"INFO job_manager\.py|^Running entrypoint for job ")
 COMMAND = [sys.executable, "-m", "neurofleet.cli"]
+PATIENCE = 20.0  # seconds that Ray may take from the end of a log to the end of its job
 
 
 def submit(arguments: Sequence[str]) -> int:
@@ -41,7 +41,7 @@ def submit(arguments: Sequence[str]) -> int:
     command = shlex.join([*COMMAND, *arguments])
     job_id = client.submit_job(
         entrypoint=f"cd {shlex.quote(str(paths.project()))} && exec {command}",
-        runtime_env={"env_vars": _environment()},
+        runtime_env={"env_vars": passed_on()},
         metadata={"command": shlex.join(arguments)},
     )
     print(f"submitted {job_id}: {shlex.join(arguments)}", flush=True)
@@ -93,19 +93,13 @@ def _client() -> JobSubmissionClient:
         ) from None
 
 
-def _environment() -> dict[str, str]:
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    environment |= {"NEUROFLEET_HOME": str(paths.home()), "NEUROFLEET_DATA": str(paths.data())}
-    return environment
-
-
 def _follow(client: JobSubmissionClient, job_id: str) -> int:
     try:
         for line in _lines(client, job_id):
             print(line, flush=True)
         return _exit_code(client, job_id)
     except KeyboardInterrupt:
-        print(f"\ndetached; the job goes on. See it again with: neurofleet jobs logs -f {job_id}", flush=True)
+        print(f"\ndetached; the job goes on. See it again with: {_again(job_id)}", flush=True)
         return 130
 
 
@@ -125,6 +119,8 @@ def _lines(client: JobSubmissionClient, job_id: str) -> Iterator[str]:
                 piece = runner.run(next_piece())
             except StopAsyncIteration:
                 break
+            except (RuntimeError, OSError) as error:
+                raise _lost(job_id, error) from None
             *lines, rest = (rest + piece).replace("\r\n", "\n").split("\n")
             for line in lines:
                 seen = progress.parse(line)
@@ -145,10 +141,28 @@ def _lines(client: JobSubmissionClient, job_id: str) -> Iterator[str]:
 
 
 def _exit_code(client: JobSubmissionClient, job_id: str) -> int:
-    info = client.get_job_info(job_id)
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while not (info := client.get_job_info(job_id)).status.is_terminal() and time.monotonic() < deadline:
+            time.sleep(0.2)
+    except (RuntimeError, OSError) as error:
+        raise _lost(job_id, error) from None
     if str(info.status) == "SUCCEEDED":
         return 0
+    if not info.status.is_terminal():
+        raise RunError(f"job {job_id} still runs, and its log has ended; see it again with: {_again(job_id)}")
     code = info.driver_exit_code
     print(f"job {job_id} {str(info.status).lower()}" + (f" with exit code {code}" if code else f": {info.message}"))
     print(f"its log again: neurofleet jobs logs {job_id}", flush=True)
     return code if code is not None and code > 0 else 1
+
+
+def _again(job_id: str) -> str:
+    return f"neurofleet jobs logs -f {job_id}"
+
+
+def _lost(job_id: str, error: Exception) -> RunError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return RunError(
+        f"the connection to the cluster was lost ({reason}); the job may go on; see it again with: {_again(job_id)}"
+    )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import time
+import urllib.parse
 from collections.abc import Iterator
 from types import FrameType
 
@@ -17,6 +17,7 @@ from neurofleet.errors import ResourceError
 from neurofleet.launch import ensure_token, is_open
 
 GRACE = 8.0  # seconds between SIGTERM and SIGKILL
+DEFAULTS = {"ray": 6379, "dashboard": 8265, "mlflow": 5000}
 
 
 def up(*, ray_port: int | None = None, dashboard_port: int | None = None, mlflow_port: int | None = None) -> Platform:
@@ -26,13 +27,16 @@ def up(*, ray_port: int | None = None, dashboard_port: int | None = None, mlflow
         ResourceError: a port is taken, by whom, and how to choose another.
         RunError: a server failed to start; the end of its log.
     """
+    asked = {"ray": ray_port, "dashboard": dashboard_port, "mlflow": mlflow_port}
     with state.exclusive():
         platform = state.load()
         missing = _missing(platform)
+        if platform is not None:
+            _say_if_elsewhere(platform, missing, asked)
         if platform is not None and not missing:
             print("the platform is up already", flush=True)
         else:
-            platform = _start(_plan(platform, missing, ray_port, dashboard_port, mlflow_port), missing)
+            platform = _start(_plan(platform, missing, asked), missing)
     print(f"Ray     {platform.ray.address}   dashboard {platform.dashboard}", flush=True)
     print(f"MLflow  {tracking.store.shown(platform.mlflow.address)}", flush=True)
     return platform
@@ -63,15 +67,15 @@ def running_jobs(platform: Platform) -> list[str]:
 
 
 def is_up(platform: Platform, name: str) -> bool:
-    """Whether a half's recorded processes all live and its door is open."""
-    if name == "mlflow" and _is_foreign(platform):
-        return True
+    """Whether a half's recorded processes all live and its door is open; of a foreign one, whether it answers."""
     half: Half = getattr(platform, name)
+    if half.foreign:
+        return is_open(_door(half.address))
     doors = [platform.mlflow.address] if name == "mlflow" else [platform.ray.address, platform.dashboard]
     return (
         bool(half.processes)
         and len(processes.alive(half)) == len(half.processes)
-        and all(is_open(door.removeprefix("http://")) for door in doors)
+        and all(is_open(_door(door)) for door in doors)
     )
 
 
@@ -83,40 +87,72 @@ def _missing(platform: Platform | None) -> list[str]:
     return [name for name in ("ray", "mlflow") if platform is None or not is_up(platform, name)]
 
 
-def _plan(
-    platform: Platform | None,
-    missing: list[str],
-    ray_port: int | None,
-    dashboard_port: int | None,
-    mlflow_port: int | None,
-) -> Platform:
-    """Where everything will be; ends what is left of a half that died and checks that its ports are free."""
+def _plan(platform: Platform | None, missing: list[str], asked: dict[str, int | None]) -> Platform:
+    """Where everything will be; ends what is left of a half that died and checks that its ports are free.
+
+    A half that died comes back at its ports, unless others are asked for.
+    """
+    before = {} if platform is None else _ports(platform)
+    ports = {name: state.port(name, asked[name], before.get(name, default)) for name, default in DEFAULTS.items()}
     if platform is None:
         platform = Platform(state.new_mark(), "", "", Half(""), Half(""))
     else:
         _end(platform, missing)
-    wanted = []
+    if "mlflow" in missing:
+        own = f"http://{servers.HOST}:{ports['mlflow']}"
+        foreign = _foreign_server(own)
+        platform.mlflow = Half(foreign or own, foreign=bool(foreign))
+        if not foreign:
+            _need_free("mlflow", ports["mlflow"])
     if "ray" in missing:
-        ports = {"ray": state.port("ray", ray_port, 6379), "dashboard": state.port("dashboard", dashboard_port, 8265)}
-        wanted += list(ports.items())
         platform.ray = Half(f"{servers.HOST}:{ports['ray']}")
         platform.dashboard = f"http://{servers.HOST}:{ports['dashboard']}"
         platform.ray_folder = str(servers.ray_folder())
-    if "mlflow" in missing:
-        if tracking.store_uri().startswith("http"):
-            platform.mlflow = Half(tracking.store_uri())
-        else:
-            wanted.append(("mlflow", state.port("mlflow", mlflow_port, 5000)))
-            platform.mlflow = Half(f"http://{servers.HOST}:{wanted[-1][1]}")
-    for name, port in wanted:
-        _need_free(name, port)
+        for name in ("ray", "dashboard"):
+            _need_free(name, ports[name])
     return platform
+
+
+def _foreign_server(own: str) -> str:
+    """The MLflow server that the user named, or nothing where it is the platform's own one.
+
+    Raises:
+        UnreachableError: it does not answer.
+    """
+    named = tracking.store_uri()
+    if not named.startswith("http") or _door(named) == _door(own):
+        return ""
+    tracking.store.check_reachable(named)
+    return named
+
+
+def _ports(platform: Platform) -> dict[str, int]:
+    """The ports that `up` chose for what it started."""
+    addresses = {"ray": platform.ray.address, "dashboard": platform.dashboard}
+    if not platform.mlflow.foreign:
+        addresses["mlflow"] = platform.mlflow.address
+    return {name: int(address.rpartition(":")[2]) for name, address in addresses.items()}
+
+
+def _say_if_elsewhere(platform: Platform, missing: list[str], asked: dict[str, int | None]) -> None:
+    for name, port in _ports(platform).items():
+        half = "mlflow" if name == "mlflow" else "ray"
+        wanted = state.port(name, asked[name], port)
+        if half not in missing and wanted != port:
+            print(f"{name} is up at port {port}, not {wanted}; to move it: neurofleet down, then up", flush=True)
+
+
+def _door(address: str) -> str:
+    """host:port of an address with or without a scheme."""
+    parts = urllib.parse.urlsplit(address if "://" in address else f"http://{address}")
+    host = servers.HOST if parts.hostname == "localhost" else parts.hostname
+    return f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
 def _start(platform: Platform, missing: list[str]) -> Platform:
     ensure_token()
     makers = {"ray": servers.ray_head, "mlflow": servers.mlflow_server}
-    starting = {name: makers[name](platform) for name in missing if name == "ray" or not _is_foreign(platform)}
+    starting = {name: makers[name](platform) for name in missing if not getattr(platform, name).foreign}
     with _undone_on_error(platform, missing):
         platform.save()  # before anything runs: should this process be killed, `down` finds the marked ones
         for server in starting.values():
@@ -158,11 +194,6 @@ def _undone_on_error(platform: Platform, missing: list[str]) -> Iterator[None]:
 
 def _end(platform: Platform, names: list[str]) -> int:
     return sum(processes.end(getattr(platform, name), half_mark(platform, name), GRACE) for name in names)
-
-
-def _is_foreign(platform: Platform) -> bool:
-    """Whether the MLflow server is one that the user named, which `up` neither starts nor ends."""
-    return bool(platform.mlflow.address) and platform.mlflow.address == os.environ.get("MLFLOW_TRACKING_URI")
 
 
 def _need_free(name: str, port: int) -> None:

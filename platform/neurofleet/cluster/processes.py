@@ -14,23 +14,15 @@ from collections.abc import Iterable
 import psutil
 
 from neurofleet.cluster.state import MARK, Half
+from neurofleet.launch import running, runs
 
 # They take ten seconds over SIGTERM to say goodbye to one another; once nothing else is left they have nothing to lose.
 RAYS_OWN = ("gcs_server", "raylet", "ray::RuntimeEnv", "ray::Dashboard")
-CLOCK_SLACK = 2.0  # seconds that a start time, which is computed from the boot time, may drift
 
 
 def alive(half: Half) -> list[psutil.Process]:
-    """The recorded processes of a half that still run: same pid and same start."""
-    found = []
-    for pid, begun in half.processes.items():
-        try:
-            process = psutil.Process(pid)
-            if abs(process.create_time() - begun) < CLOCK_SLACK and _runs(process):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+    """The recorded processes of a half that still run."""
+    return running(half.processes)
 
 
 def members(half: Half, mark: str) -> list[psutil.Process]:
@@ -46,7 +38,7 @@ def members(half: Half, mark: str) -> list[psutil.Process]:
         else:
             others.append(process)
     ours |= {process.pid: process for process in _descendants(ours, others)}
-    return [process for process in ours.values() if _runs(process)]
+    return [process for process in ours.values() if runs(process)]
 
 
 def record(half: Half, session: int, mark: str) -> None:
@@ -100,13 +92,6 @@ def listener(port: int) -> str:
     except (psutil.AccessDenied, psutil.NoSuchProcess):
         pass  # macOS tells only root
     return "another process"
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _name(process: psutil.Process) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import http.client
 import json
 import os
 import secrets
@@ -110,20 +111,22 @@ def without_client_server(parameters: Any, _is_head: bool) -> None:
 
 
 def mlflow_server(platform: Platform) -> Server:
-    tracking.prepare_store()
+    # MLFLOW_TRACKING_URI may name a database; it may also name this very server.
+    store = tracking.store_uri()
+    if store.startswith("http"):
+        store = f"sqlite:///{paths.home() / 'mlflow' / 'mlflow.db'}"
+    tracking.prepare_store(store)
     address = urllib.parse.urlsplit(platform.mlflow.address)
     command = [sys.executable, "-m", "uvicorn", "--host", HOST, "--port", str(address.port)]
     command += ["--log-level", "warning", "mlflow.server.fastapi_app:app"]
     environment = _environment(f"{platform.mark}-mlflow") | {
-        "_MLFLOW_SERVER_FILE_STORE": tracking.store_uri(),
+        "_MLFLOW_SERVER_FILE_STORE": store,
         "_MLFLOW_SERVER_ARTIFACT_ROOT": str(tracking.artifact_root()),
         "_MLFLOW_SERVER_BOOT_ID": secrets.token_hex(16),
         "_MLFLOW_SGI_NAME": "uvicorn",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    # It would make the server a client of itself.
-    environment.pop("MLFLOW_TRACKING_URI", None)
     return Server(
         name="the MLflow server",
         command=command,
@@ -167,14 +170,19 @@ def answers(url: str, headers: dict[str, str] | None = None) -> bool:
 def fetch(url: str, headers: dict[str, str] | None = None) -> Any:
     """GET of JSON from a server on this machine, past any proxy."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(urllib.request.Request(url, headers=headers or {}), timeout=5) as answer:
-        return json.load(answer)
+    try:
+        with opener.open(urllib.request.Request(url, headers=headers or {}), timeout=5) as answer:
+            return json.load(answer)
+    except http.client.HTTPException as error:  # it speaks no HTTP, or hung up
+        raise ConnectionError(f"{url}: {error!r}") from error
 
 
 def _environment(mark: str) -> dict[str, str]:
     """This process's, with Ray's token, the mark, the same home in every child, and this package importable."""
     environment = os.environ | authentication() | {MARK: mark, "RAY_USAGE_STATS_ENABLED": "0"}
     environment |= {"NEUROFLEET_HOME": str(paths.home()), "NEUROFLEET_DATA": str(paths.data())}
+    # It would make the MLflow server a client of itself; a job gets it from who submits.
+    environment.pop("MLFLOW_TRACKING_URI", None)
     source_root = str(paths.PACKAGE.parent)
     inherited = environment.get("PYTHONPATH", "")
     if paths.PACKAGE.parent.name != "site-packages" and source_root not in inherited.split(os.pathsep):

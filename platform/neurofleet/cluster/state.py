@@ -29,11 +29,13 @@ class Half:
     address:   where users reach it; Ray's is host:port, MLflow's a URL
     session:   the session (in the sense of setsid) that its processes were started in
     processes: pid -> start time in seconds since 1970
+    foreign:   it is a server that the user named, which `up` neither starts nor ends
     """
 
     address: str
     session: int = 0
     processes: dict[int, float] = dataclasses.field(default_factory=dict)
+    foreign: bool = False
 
 
 @dataclasses.dataclass
@@ -64,9 +66,8 @@ def load() -> Platform | None:
         return None
     for name in ("ray", "mlflow"):
         half = stored[name]
-        stored[name] = Half(
-            half["address"], half["session"], {int(pid): begun for pid, begun in half["processes"].items()}
-        )
+        half["processes"] = {int(pid): begun for pid, begun in half["processes"].items()}  # keys of JSON are text
+        stored[name] = Half(**half)
     return Platform(**stored)
 
 

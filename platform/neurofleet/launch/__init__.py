@@ -13,6 +13,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neurofleet.errors import ConfigError
 from neurofleet.launch import workers
 from neurofleet.launch.connection import (
     API_SERVER,
@@ -21,27 +22,37 @@ from neurofleet.launch.connection import (
     check_room,
     cluster_nodes,
     ensure_token,
-    is_open,
+    passed_on,
 )
+from neurofleet.launch.machine import is_open, running, runs
 
 if TYPE_CHECKING:
     from neurofleet.run import Result
     from neurofleet.tracking import Tracker
 
 __all__ = ["API_SERVER", "LOOPBACK", "authentication", "check", "cluster_nodes", "ensure_token", "is_open", "launch"]
+__all__ += ["passed_on", "running", "runs"]
 
 
 def check(experiment: dict[str, Any]) -> None:
     """Find out, before anything is written, whether `launch` has somewhere to run the experiment.
 
     Raises:
-        ConfigError: a launcher that is none.
+        ConfigError: a launcher that is none, or that contradicts the trainer about the device.
         ResourceError: more workers than the cluster has CPUs or GPUs for.
         UnreachableError: nobody answers at RAY_ADDRESS.
     """
-    if experiment["launcher"]["name"] != "local":
-        workers.check(experiment["launcher"])
-        check_room(experiment["launcher"])
+    launcher = experiment["launcher"]
+    workers.check(launcher)
+    if launcher["name"] == "local":
+        return
+    accelerator = experiment["trainer"]["accelerator"]
+    if accelerator == ("cpu" if launcher["use_gpu"] else "gpu"):
+        raise ConfigError(
+            f"trainer.accelerator and launcher.use_gpu need to agree, got {accelerator} and "
+            f"{str(launcher['use_gpu']).lower()}; use trainer.accelerator=auto"
+        )
+    check_room(launcher)
 
 
 def launch(experiment: dict[str, Any], *, tracker: Tracker | None, folder: Path, resume: bool) -> Result:
@@ -53,11 +64,11 @@ def launch(experiment: dict[str, Any], *, tracker: Tracker | None, folder: Path,
         NeurofleetError: whatever the run itself raises, from whichever worker raised it first.
     """
     launcher = experiment["launcher"]
+    check(experiment)
     if launcher["name"] == "local":
         from neurofleet.run import run
 
         return run(experiment, tracker=tracker, folder=folder, resume=resume)
-    check(experiment)
     task = {
         "experiment": experiment,
         "run_id": None if tracker is None else tracker.run_id,

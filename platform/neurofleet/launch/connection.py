@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from neurofleet import paths
 from neurofleet.errors import ResourceError, UnreachableError
+from neurofleet.launch.machine import is_open, num_cpus, num_gpus, running
 
 # Set to 0, Ray leaves 127.0.0.1 alone on every system; else it takes it for the machine's outward address, and finds
 # nobody there.
@@ -25,6 +26,33 @@ LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # Where Ray's own actors (the cleaner of Ray Train) find the dashboard.  Without it they look for a Ray on this machine,
 # give up if there are two, and a run waits for their time-outs at its end.
 API_SERVER = "RAY_API_SERVER_ADDRESS"
+# What jobs and workers must know to act as if they ran here.  Ray's token is not among them: the cluster has it.
+PASSED_ON = (
+    *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+    *("MLFLOW_S3_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    *("AWS_DEFAULT_REGION", "NEUROFLEET_TARGETS", "PYTHONPATH"),
+)
+
+
+def passed_on() -> dict[str, str]:
+    """The environment of jobs and workers, as far as it comes from here."""
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return environment | {"NEUROFLEET_HOME": str(paths.home()), "NEUROFLEET_DATA": str(paths.data())}
+
+
+@contextlib.contextmanager
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """This process's environment with `settings`, as long as the context lasts."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def bundle(launcher: Mapping[str, Any]) -> dict[str, float]:
@@ -48,12 +76,26 @@ def check_room(launcher: Mapping[str, Any]) -> None:
 
 
 def cluster_nodes(address: str) -> list[Any]:
-    """The nodes of the cluster at host:port that are alive, without joining it."""
-    os.environ.update(authentication())
-    from ray.autoscaler.v2.sdk import get_cluster_status
+    """The nodes of the cluster at host:port that are alive, without joining it.
 
-    status = get_cluster_status(address)
+    Raises:
+        UnreachableError: what listens there is no Ray, or wants another token.
+    """
+    with environment(_settings(address)):
+        from ray.autoscaler.v2.sdk import get_cluster_status
+        from ray.exceptions import RayError
+
+        try:
+            status = get_cluster_status(address)
+        except (RayError, RuntimeError, OSError) as error:
+            raise _unreachable(address, _first_line(error)) from None
     return [*status.active_nodes, *status.idle_nodes]
+
+
+def _settings(address: str | None) -> dict[str, str]:
+    """The environment in which a client of the Ray at `address` has to be; Ray reads some of it when it is imported."""
+    on_loopback = address is None or address.startswith("127.")
+    return authentication() | ({LOOPBACK: "0"} if on_loopback else {})
 
 
 def _address() -> str | None:
@@ -71,43 +113,38 @@ def connected(launcher: Mapping[str, Any]) -> Iterator[bool]:
         _need(launcher, [_this_machine()])
         print("starting a private Ray for this run: 10 to 40 s (`neurofleet up` keeps one ready) ...", flush=True)
         ensure_token()
-    if private or str(address).startswith("127."):
-        os.environ[LOOPBACK] = "0"
-    os.environ.update(authentication())
-    import ray
+    dashboard_port = _free_port()
+    settings = _settings(address) | ({API_SERVER: f"http://127.0.0.1:{dashboard_port}"} if private else {})
+    with environment(settings):
+        import ray
 
-    mine = not ray.is_initialized()
-    if mine:
-        _connect(address, private)
-    try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        _need(launcher, nodes)
-        _say_if_busy(launcher, ray.available_resources())
-        yield all(node["NodeManagerAddress"] == "127.0.0.1" for node in ray.nodes() if node["Alive"])
-    finally:
+        mine = not ray.is_initialized()
         if mine:
-            ray.shutdown()
-        if private:
-            os.environ.pop(API_SERVER, None)
+            _connect(address, dashboard_port)
+        try:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            _need(launcher, nodes)
+            _say_if_busy(launcher, ray.available_resources())
+            yield all(node["NodeManagerAddress"] == "127.0.0.1" for node in ray.nodes() if node["Alive"])
+        finally:
+            if mine:
+                ray.shutdown()
 
 
-def _connect(address: str | None, private: bool) -> None:
+def _connect(address: str | None, dashboard_port: int) -> None:
     import ray
 
     options: dict[str, Any] = {"address": address, "logging_level": "ERROR", "log_to_driver": True}
-    if private:
+    if address is None:
         # With a dashboard: see the top.
-        dashboard_port = _free_port()
-        os.environ[API_SERVER] = f"http://127.0.0.1:{dashboard_port}"
         options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
-        options |= {"dashboard_port": dashboard_port}
-        options |= {"_node_ip_address": "127.0.0.1"}
+        options |= {"dashboard_port": dashboard_port, "_node_ip_address": "127.0.0.1", "num_cpus": num_cpus()}
     elif address and address != "auto" and not is_open(address.removeprefix("ray://")):  # Ray itself tries for minutes
         raise _unreachable(address, "nobody listens there")
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        raise _unreachable(address, str(error).strip().splitlines()[0]) from None
+        raise _unreachable(address, _first_line(error)) from None
 
 
 def _free_port() -> int:
@@ -116,10 +153,14 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def _unreachable(address: str | None, reason: str) -> UnreachableError:
     return UnreachableError(
-        f"launcher=ray needs a Ray cluster at {address}, got: {reason}; "
-        "mend or unset RAY_ADDRESS, or use launcher=local"
+        f"a Ray cluster is needed at {address}, got: {reason}; "
+        "mend or unset RAY_ADDRESS and RAY_AUTH_TOKEN_PATH, or use launcher=local"
     )
 
 
@@ -145,28 +186,19 @@ def _say_if_busy(launcher: Mapping[str, Any], free: dict[str, float]) -> None:
 
 
 def _this_machine() -> dict[str, float]:
-    """What a private Ray will have, seen without starting it.  GPUs are for Ray to count."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"CPU": usable, "GPU": math.inf}
+    """What a private Ray will have, seen without starting it."""
+    return {"CPU": num_cpus(), "GPU": num_gpus()}
 
 
 def _platform_address() -> str | None:
-    """host:port of the Ray head that `neurofleet up` started, if its door is open."""
+    """host:port of the Ray head that `neurofleet up` started, if its processes live and its door is open."""
     try:
-        address = str(json.loads((paths.home() / "platform.json").read_text())["ray"]["address"])
+        ray = json.loads((paths.home() / "platform.json").read_text())["ray"]
     except FileNotFoundError:
         return None
-    return address if is_open(address) else None
-
-
-def is_open(address: str) -> bool:
-    """Whether something listens at host:port."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=2).close()
-    except (OSError, ValueError):
-        return False
-    return True
+    recorded = {int(pid): begun for pid, begun in ray["processes"].items()}
+    lives = bool(recorded) and len(running(recorded)) == len(recorded)
+    return str(ray["address"]) if lives and is_open(ray["address"]) else None
 
 
 def authentication() -> dict[str, str]:
@@ -184,6 +216,12 @@ def ensure_token() -> None:
     file = authentication().get("RAY_AUTH_TOKEN_PATH")
     if file and not Path(file).exists():
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as token:
-            token.write(secrets.token_hex(32))
+        # Whole or not at all, and the first of many processes wins: a link is made to a file that is written.
+        descriptor, scratch = tempfile.mkstemp(dir=Path(file).parent, prefix=".ray_token.")  # mode 0600
+        try:
+            with os.fdopen(descriptor, "w") as token:
+                token.write(secrets.token_hex(32))
+            with contextlib.suppress(FileExistsError):
+                os.link(scratch, file)
+        finally:
+            os.unlink(scratch)

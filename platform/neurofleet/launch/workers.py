@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from neurofleet import paths, progress
+from neurofleet import progress
 from neurofleet.errors import ConfigError, NeurofleetError, ResourceError, WorkerError
-from neurofleet.launch.connection import bundle, connected
+from neurofleet.launch.connection import bundle, connected, environment, passed_on
 from neurofleet.launch.relay import relayed
 
 # Ray's own switches; whoever sets one in the environment keeps it.
@@ -34,20 +34,26 @@ SETTINGS = {
     "RAY_COLOR_PREFIX": "0",
     "RAY_DEDUP_LOGS": "0",  # it holds lines back for 5 s, and progress lines look alike
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 KEYS = {"name", "num_workers", "use_gpu", "strategy", "cpus_per_worker"}
 
 
 def check(launcher: Mapping[str, Any]) -> None:
-    """Raise ConfigError unless this describes workers."""
-    if launcher["name"] != "ray":
-        raise ConfigError(f"launcher.name needs local or ray, got {launcher['name']!r}")
-    if set(launcher) != KEYS:
-        raise ConfigError(f"launcher needs the keys {', '.join(sorted(KEYS))}, got {', '.join(sorted(launcher))}")
+    """Raise ConfigError unless this describes where an experiment can run."""
+    if launcher.get("name") not in ("local", "ray"):
+        raise ConfigError(f"launcher.name needs local or ray, got {launcher.get('name')!r}")
+    keys = KEYS if launcher["name"] == "ray" else {"name"}
+    if set(launcher) != keys:
+        raise ConfigError(
+            f"launcher={launcher['name']} needs the keys {', '.join(sorted(keys))}, got {', '.join(sorted(launcher))}"
+        )
+    if launcher["name"] == "local":
+        return
     for name in ("num_workers", "cpus_per_worker"):
-        if not isinstance(launcher[name], int) or launcher[name] < 1:
+        if type(launcher[name]) is not int or launcher[name] < 1:  # not isinstance: True is an int
             raise ConfigError(f"launcher.{name} needs a whole number of at least 1, got {launcher[name]!r}")
+    if not isinstance(launcher["use_gpu"], bool):
+        raise ConfigError(f"launcher.use_gpu needs true or false, got {launcher['use_gpu']!r}")
     if launcher["strategy"] not in ("ddp", "fsdp"):
         raise ConfigError(f"launcher.strategy needs ddp or fsdp, got {launcher['strategy']!r}")
 
@@ -56,11 +62,10 @@ def fit(
     launcher: Mapping[str, Any], function: Callable[[dict[str, Any]], Any], task: dict[str, Any], folder: Path
 ) -> Any:
     """Call `function(task)` in every worker of a process group; returns what rank 0 returned."""
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
+    settings = {name: os.environ.get(name, value) for name, value in SETTINGS.items()}
     bar = progress.Bar(f"{launcher['num_workers']} workers")
     # The relay is the outermost: the last lines arrive while the connection closes.
-    with bar, relayed(bar), connected(launcher) as local:
+    with bar, relayed(bar), environment(settings), connected(launcher) as local:
         import ray.train
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -132,17 +137,12 @@ def _cause(error: Any) -> NeurofleetError:
     return WorkerError(f"a worker died ({type(lost).__name__}): {lines[0]}")
 
 
-# What a worker must know beside its own settings; the platform's operator, not a config, sets these.
-PASSED_ON = ("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "NEUROFLEET_TARGETS", "PYTHONPATH")
-
-
 def _worker_environment(launcher: Mapping[str, Any], loopback: bool) -> dict[str, str]:
     """Threads as granted, none of which spins when idle; gloo on the interface that the cluster uses."""
     threads = str(launcher["cpus_per_worker"])
-    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    environment |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-    environment |= {"NEUROFLEET_HOME": str(paths.home()), "NEUROFLEET_DATA": str(paths.data())}
-    environment |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    wanted = passed_on() | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    wanted |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+    wanted["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"  # who is granted no GPU sees none; else Ray 2.60 shows all
     if loopback:
-        environment["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
-    return environment
+        wanted["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
+    return wanted
