@@ -74,7 +74,7 @@ def plan(experiment: Experiment) -> Plan:
     """
     experiment = experiments.check(experiment)
     config: TrainerConfig = experiments.build(experiment["trainer"])
-    if experiment["launcher"]["name"] == "local" and config.accelerator == "gpu" and not torch.cuda.is_available():
+    if experiment["launcher"].get("name") == "local" and config.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("trainer.accelerator=gpu needs a CUDA device, and this machine has none; use auto or cpu")
     data = experiments.build_data(experiment)
     rows = {stage: len(data.rows(stage).targets) for stage in ("train", "val", "test")}

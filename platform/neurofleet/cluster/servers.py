@@ -114,7 +114,7 @@ def mlflow_server(platform: Platform) -> Server:
     # MLFLOW_TRACKING_URI may name a database; it may also name this very server.
     store = tracking.store_uri()
     if store.startswith("http"):
-        store = f"sqlite:///{paths.home() / 'mlflow' / 'mlflow.db'}"
+        store = tracking.store.home_uri()
     tracking.prepare_store(store)
     address = urllib.parse.urlsplit(platform.mlflow.address)
     command = [sys.executable, "-m", "uvicorn", "--host", HOST, "--port", str(address.port)]

@@ -35,9 +35,17 @@ REMEDY = (
 )
 
 
+def home_uri() -> str:
+    """The platform's own store."""
+    return f"sqlite:///{paths.home() / 'mlflow' / 'mlflow.db'}"
+
+
 def store_uri() -> str:
-    """A relative sqlite address is made absolute: whoever delivers or reads later stands in another folder."""
-    configured = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.home() / 'mlflow' / 'mlflow.db'}"
+    """MLFLOW_TRACKING_URI, else the platform's own store.
+
+    A relative sqlite address is made absolute: whoever delivers or reads later stands in another folder.
+    """
+    configured = os.environ.get("MLFLOW_TRACKING_URI") or home_uri()
     if configured.startswith("sqlite:///"):
         return f"sqlite:///{os.path.abspath(configured.removeprefix('sqlite:///'))}"
     return configured
