@@ -77,7 +77,8 @@ def by_hand(experiment: Experiment) -> tuple[dict[str, Tensor], list[float]]:
     num_steps, step, means = epochs * math.ceil(len(inputs) / size), 0, []
     for epoch in range(epochs):
         losses = []
-        for rows in counter.permutation(counter.fold(experiment["seed"], -1, epoch), len(inputs)).split(size):  # type: ignore[arg-type]
+        key = counter.fold(experiment["seed"], -1, torch.tensor([epoch], dtype=torch.int32))
+        for rows in counter.permutations(key, len(inputs))[0].split(size):  # type: ignore[arg-type]
             optimizer.param_groups[0]["lr"] = 0.01 * (1 + math.cos(math.pi * step / num_steps)) / 2
             optimizer.zero_grad()
             loss = torch.nn.functional.cross_entropy(network(inputs[rows]), targets[rows])

@@ -101,7 +101,10 @@ def bernoulli(key: Key, rows: Tensor, shape: tuple[int, ...], probability: float
     return words < (math.ceil(probability * (1 << 24)) - (1 << 23)) << 8
 
 
-def permutation(key: int, size: int) -> Tensor:
-    """A random order of range(size), int64, the same on every machine: the hash maps no two rows to one word."""
+def permutations(keys: Tensor, size: int) -> Tensor:
+    """A random order of range(size) for every key, int64 [len(keys), size], the same on every machine.
+
+    The hash maps no two rows to one word, so there are no ties.
+    """
     rows = torch.arange(size, dtype=torch.int32)
-    return torch.argsort(_words(key, rows, ()))
+    return torch.argsort(_words(keys.unsqueeze(-1), rows, ()).view(len(keys), size))

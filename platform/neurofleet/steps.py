@@ -35,6 +35,7 @@ Measured = dict[int, Mapping[str, Tensor]]  # offset in a chunk -> metrics of th
 # bar moves and a signal is heard.
 CHUNK_SECONDS = 0.25
 MAX_CHUNK_STEPS = 512
+ORDERED_ROWS = 1 << 15  # of as many epochs as fit, the order is made at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,7 @@ class ChunkLoader:
         self.num_steps = self.steps_per_epoch * max_epochs
         self.chunk_steps = 1
         self.step = 0
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._orders: tuple[int, Tensor] = (0, torch.empty(0))  # an epoch, and the orders of the rows from it on
         self._rows: dict[tuple[int, int], Tensor] = {}
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -137,21 +138,29 @@ class ChunkLoader:
         indices, sizes, rows, weights = [], [], [], []
         for step in range(start, stop):
             epoch, batch = divmod(step, self.steps_per_epoch)
-            if self._order[0] != epoch:
-                order = counter.permutation(counter.fold(self.seed, _ORDER_SITE, epoch), self.num_rows)  # type: ignore[arg-type]
-                self._order = (epoch, order.to(self.tensors[0].device))
             begin = batch * self.batch_size
             size = min(self.batch_size, self.num_rows - begin)
             first, last = size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size
             weights.append((last - first) / size)
             if first == last:  # more workers than rows: run on one row with weight zero, so that all take part
                 first, last = 0, 1
-            indices.append(self._order[1][begin + first : begin + last])
+            indices.append(self._order(epoch)[begin + first : begin + last])
             sizes.append(last - first)
             rows.append(self._global_rows(first, last))
         gathered = torch.cat(indices)
         columns = [tensor.index_select(0, gathered).split(sizes) for tensor in self.tensors]
         return Chunk(start, list(zip(*columns, strict=True)), rows, weights)
+
+    def _order(self, epoch: int) -> Tensor:
+        """The order of the rows in an epoch; made for many epochs at once where an epoch is short."""
+        first, orders = self._orders
+        if not first <= epoch < first + len(orders):
+            epochs = torch.arange(epoch, epoch + max(ORDERED_ROWS // self.num_rows, 1), dtype=torch.int32)
+            keys = counter.fold(self.seed, _ORDER_SITE, epochs)
+            assert isinstance(keys, Tensor)
+            first, orders = epoch, counter.permutations(keys, self.num_rows).to(self.tensors[0].device)
+            self._orders = first, orders
+        return orders[epoch - first]
 
     def _global_rows(self, first: int, last: int) -> Tensor:
         if (first, last) not in self._rows:

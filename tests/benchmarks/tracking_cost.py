@@ -32,11 +32,12 @@ def report(task: Task, console: Console, num_repetitions: int) -> None:
     table = Table("what tracking costs", title_justify="left")
     table.add_column("measured", justify="right")
     table.add_column("at most", justify="right")
-    share, seconds, child = long_run(task)
-    table.add_row(
-        f"of a run of {seconds:.0f} s: time in the tracker, its start and end included", f"{share:.2%}", "1 %"
-    )
-    table.add_row("  and the CPU time of its own process, beside the training", f"{child:.1f} s", "")
+    cost = long_run(task)
+    share = f"{cost['waits'] / cost['seconds']:.2%}"
+    table.add_row(f"`neurofleet train` for {cost['seconds']:.0f} s: share of waiting for the tracker", share, "1 %")
+    longest = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in cost["longest"].items() if seconds > 0.01)
+    table.add_row(f"  the longest waits: {longest}", f"{cost['waits']:.2f} s in all", "")
+    table.add_row("  beside the training: CPU time of tracking's own process", f"{cost['child']:.1f} s", "")
     slower = every_step(task, num_repetitions)
     lower, middle, upper = quantiles(slower, n=4) if len(slower) > 1 else slower * 3
     table.add_row(

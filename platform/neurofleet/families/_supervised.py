@@ -91,7 +91,8 @@ class SupervisedFamily(Family):
         self._scores[stage].update(outputs, targets if self.spec.task == "regression" else targets.long())
 
     def _log_evaluation(self, stage: str) -> None:
-        scores = self._means(stage) | self._scores.pop(stage).compute()
+        scores = self._means(stage) | self._scores[stage].compute()
+        self._scores[stage].reset()
         for name in {"mae", "rmse"} & set(scores):  # in the target's own units
             scores[name] = scores[name] * self.spec.target_std[0]
         self._log_scores(stage, scores)
