@@ -22,7 +22,7 @@ from neurofleet import errors
 from neurofleet.errors import NeurofleetError, UnreachableError, UserError
 from neurofleet.tracking import records
 from neurofleet.tracking.opening import create_run, find_run
-from neurofleet.tracking.store import censored, check_reachable, prepare_store, shown
+from neurofleet.tracking.store import censored, check_reachable, prepare_store, shown, store_uri
 
 SHIP_SECONDS = 1.0
 SYSTEM_SECONDS = 5.0
@@ -217,7 +217,10 @@ def main() -> None:
     channel = os.dup(1)
     os.dup2(2, 1)  # nothing but answers goes to the training process
     os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
-    import mlflow  # noqa: F401  (2 to 3 s; the order may not be known yet)
+    import mlflow  # 2 to 3 s; the order may not be known yet
+
+    if not store_uri().startswith("http"):
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  (another second, else paid while a run waits)
 
     order = json.loads(read_line())
     os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = order["artifact_root"]
