@@ -7,8 +7,9 @@ The references learn from the same rows of the same splits.  Exit code 1 if a ro
 
 With 114 test rows, breast_cancer depends on the splits more than on the method: logistic regression has 0.9711 on our
 splits 0 to 9, 0.9765 on 60 others, and 0.9816 on the ten of scikit-learn's `StratifiedShuffleSplit(random_state=0)`,
-from which the 0.9825 comes that is wanted.  It is reached there, by one row in 1,140 over logistic regression, and missed
-on our splits.  The reach of the row on our splits, and that of spam, were set after measuring, to keep what is there.
+from which the 0.9825 comes that is wanted.  It is reached there, by one row in 1,140 over logistic regression, and
+missed on our splits.  The reach of the row on our splits, and that of spam, were set after measuring, to keep what is
+there.
 """
 
 from __future__ import annotations
