@@ -72,10 +72,11 @@ test: lint data ## everything that CI runs
 .PHONY: bench
 bench: data ## training speed against a plain PyTorch loop and stock Lightning: one table
 	python tests/benchmarks/training_speed.py
+	python tests/benchmarks/families_speed.py
 
 .PHONY: quality
 quality: data ## what the shipped experiments reach on test rows, beside classical methods: one table
-	python tests/benchmarks/quality.py
+	python tests/benchmarks/quality
 
 .PHONY: clean
 clean: ## remove the virtual environment and the tools' caches; data and runs stay

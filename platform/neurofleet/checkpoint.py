@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from neurofleet.errors import CheckpointError
@@ -96,6 +96,11 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
         raise CheckpointError(
             f"{index} needs to list the checkpoints, and is damaged ({error}); train afresh"
         ) from error
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether every worker holds only a part of each weight."""
+    return isinstance(next(module.parameters()), DTensor)
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:

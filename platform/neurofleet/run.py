@@ -5,8 +5,8 @@ its part of every global batch; rank 0 alone writes files and logs.  Everything 
 the experiment, so a run that was cut anywhere goes on from its last checkpoint to the very same weights.
 
 The run's folder then holds experiment.yaml, spec.json, checkpoints/, weights.safetensors, history.json (one row a
-validation) and predictions.safetensors (outputs and targets of the test rows): all that figures and a release are
-made from.
+validation), predictions.safetensors (outputs and targets of the test rows) and exhibits.safetensors (`picture/array`,
+what the family shows of itself): all that figures and a release are made from.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from neurofleet.watch import CHECKPOINTS, Log, Watch
 from neurofleet.workers import Group
 
 EVALUATION_ROWS = 512  # in a batch of held-out rows, at least
+EXHIBITED_ROWS = 2048  # as many test rows as a family gets to see for its figures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +127,8 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
         trainer = workers.trainer(workers.device_type(planned.config, group), planned.config.precision, stopper, group)
         watch = _watch(planned, folder, tracker, stopper, trainer.strategy.root_device, group)
         family = planned.family.to(trainer.strategy.root_device)
+        if not (resume and checkpoint.exists(watch.folder)):
+            family.start(watch.loader.tensors)
         if group.size > 1 and experiment["launcher"].get("strategy") == "fsdp":
             workers.shard(family, group)
         if resume and checkpoint.exists(watch.folder):
@@ -224,8 +227,16 @@ def _leave(folder: Path, planned: Plan, watch: Watch) -> None:
     inputs, targets = planned.tensors("test", family.device)
     with torch.inference_mode():
         outputs = torch.cat([family(batch) for batch in inputs.split(EVALUATION_ROWS)])
+        # Pictures of weights need whole ones.
+        shown = (
+            {}
+            if checkpoint.is_sharded(family)
+            else family.exhibits((inputs[:EXHIBITED_ROWS], targets[:EXHIBITED_ROWS]))
+        )
+    exhibits = {f"{picture}/{name}": array for picture, arrays in shown.items() for name, array in arrays.items()}
     weights = checkpoint.gathered(family.state_dict())
     if watch.writer:
+        checkpoint.save_weights(folder / "exhibits.safetensors", exhibits)
         checkpoint.save_weights(folder / "weights.safetensors", weights)
         checkpoint.save_weights(folder / "predictions.safetensors", {"outputs": outputs, "targets": targets})
         checkpoint.write(folder / "history.json", json.dumps(watch.history).encode())

@@ -204,6 +204,8 @@ def run_chunk(family: Family, chunk: Chunk) -> ChunkResult:
         take_step(optimizer)
         for parameter in parameters:  # `zero_grad` without its own mark for the profiler
             parameter.grad = None
+        if objective.buffers:
+            family.update_buffers(objective.buffers)
         losses.append(objective.loss.detach())
         if measure:
             measured[offset] = objective.metrics

@@ -18,7 +18,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from neurofleet import checkpoint
 from neurofleet.errors import CheckpointError, DivergedError, StoppedError
@@ -158,7 +157,9 @@ class Watch(pl.Callback):
             raise StoppedError(f"stopped by {signal.Signals(self._signal).name} at step {self.step}", self._signal)
         by_step = self.every_n_steps is not None and self.step % self.every_n_steps == 0
         by_time = self.every_seconds is not None and time.monotonic() - self._saved_at >= self.every_seconds
-        if by_step or (by_time and not _is_sharded(module)):  # workers' clocks differ, and shards need every worker
+        if by_step or (
+            by_time and not checkpoint.is_sharded(module)
+        ):  # workers' clocks differ, and shards need every worker
             self.save(trainer, module)
 
     def _show(self, *, force: bool = False) -> None:
@@ -176,7 +177,7 @@ class Watch(pl.Callback):
     def save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Write a checkpoint; where weights are sharded every worker helps, else the writer needs nobody."""
         self._saved_at = time.monotonic()
-        if not self.writer and not _is_sharded(module):
+        if not self.writer and not checkpoint.is_sharded(module):
             return
         tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
@@ -238,10 +239,6 @@ class Watch(pl.Callback):
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _is_sharded(module: pl.LightningModule) -> bool:
-    return isinstance(next(module.parameters()), DTensor)
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

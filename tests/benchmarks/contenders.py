@@ -8,8 +8,10 @@ metrics to MLflow, progress lines and a checkpoint.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
+import math
 import shutil
 import tempfile
 import time
@@ -28,6 +30,7 @@ import neurofleet.run
 from neurofleet import experiment as experiments
 from neurofleet import steps
 from neurofleet.experiment import Experiment
+from neurofleet.spec import DataSpec
 from neurofleet.watch import Log
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -50,7 +53,7 @@ Timing = tuple[float, float]  # seconds of the training phase, the last validati
 class Task:
     """One network on one dataset at one batch size; `network()` is written by hand and starts from equal weights."""
 
-    def __init__(self, title: str, overrides: list[str], network: Callable[[], nn.Module]) -> None:
+    def __init__(self, title: str, overrides: list[str], network: Callable[[DataSpec], nn.Module]) -> None:
         self.title, self.overrides, self.make = title, overrides, network
         experiment = self.experiment(1)
         data = experiments.build_data(experiment)
@@ -64,7 +67,7 @@ class Task:
         return experiments.compose([*self.overrides, f"trainer.max_epochs={epochs}"])
 
     def network(self) -> nn.Module:
-        family, network = experiments.build_family(self.experiment(1), self.spec), self.make()
+        family, network = experiments.build_family(self.experiment(1), self.spec), self.make(self.spec)
         with torch.no_grad():
             for ours, theirs in zip(family.parameters(), network.parameters(), strict=True):
                 theirs.copy_(ours)
@@ -82,6 +85,13 @@ class Task:
 
     def num_steps(self, epochs: int) -> int:
         return epochs * -(-self.num_rows // self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Untimed:
+    """What `ours` needs to know of a task, where there is no network to compare weights with."""
+
+    overrides: list[str]
 
 
 def adamw(network: nn.Module, *, fused: bool) -> torch.optim.AdamW:
@@ -117,12 +127,12 @@ def silence() -> contextlib.redirect_stdout[io.StringIO]:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def ours(task: Task, epochs: int, tracker: Log | None, overrides: list[str] | None = None) -> Timing:
+def ours(task: Task | Untimed, epochs: int, tracker: Log | None, overrides: list[str] | None = None) -> Timing:
     stopwatch = Stopwatch()
     experiment = experiments.compose([*task.overrides, f"trainer.max_epochs={epochs}", *(overrides or [])])
     with tempfile.TemporaryDirectory() as folder, stopwatch(), silence():
         result = neurofleet.run.run(experiment, tracker=tracker, folder=Path(folder))
-    return stopwatch[0], result.metrics["val/loss"]
+    return stopwatch[0], result.metrics.get("val/loss", math.nan)
 
 
 # (a) by hand, over tensors in memory.
@@ -254,27 +264,3 @@ def quiet() -> Any:
         yield
     finally:
         logger.setLevel(level)
-
-
-# The networks, as one writes them by hand.
-
-
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-
-
-def cnn() -> nn.Module:
-    """In the layout that is fastest here, as ours."""
-    network = nn.Sequential(
-        nn.Conv2d(1, 16, 5, padding=2),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 5, padding=2),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(32 * 7 * 7, 128),
-        nn.ReLU(),
-        nn.Linear(128, 10),
-    )
-    return network.to(memory_format=torch.channels_last)

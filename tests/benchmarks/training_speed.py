@@ -27,6 +27,7 @@ import contenders
 import torch
 import tracking_cost
 from contenders import Task, Timing
+from networks import cnn, mlp
 from rich.console import Console
 from rich.table import Table
 
@@ -41,9 +42,9 @@ def tasks() -> list[Task]:
     small = [*common, "family=mlp", "data=digits", "trainer.check_val_every_n_epoch=20"]
     plain = [*common, "family=cnn", "family.norm=none", "family.dropout=0.0", "data=mnist5k"]
     return [
-        Task("MLP 64-64-10, digits, batch 32", [*small, "data.batch_size=32"], contenders.mlp),
-        Task("MLP 64-64-10, digits, batch 256", [*small, "data.batch_size=256"], contenders.mlp),
-        Task("CNN 16-32, mnist5k, batch 64", [*plain, "data.batch_size=64"], contenders.cnn),
+        Task("MLP 64-64-10, digits, batch 32", [*small, "data.batch_size=32"], mlp.Plain),
+        Task("MLP 64-64-10, digits, batch 256", [*small, "data.batch_size=256"], mlp.Plain),
+        Task("CNN 16-32, mnist5k, batch 64", [*plain, "data.batch_size=64"], cnn.Plain),
     ]
 
 

@@ -14,25 +14,30 @@ from neurofleet.steps import Context
 
 @pytest.fixture
 def make_spec() -> Callable[..., DataSpec]:
-    def make(task: str = "multiclass", shape: tuple[int, ...] = (4,), num_outputs: int = 3) -> DataSpec:
+    def make(task: str = "multiclass", shape: tuple[int, ...] = (4,), num_outputs: int = 3, **changes: Any) -> DataSpec:
         classes = {"multiclass": num_outputs, "binary": 2}.get(task, num_outputs if task == "multilabel" else 0)
         num_targets = 1 if task in ("multiclass", "binary") else num_outputs
+        channels = shape[-1] if len(shape) == 2 else shape[0]
         settings: dict[str, Any] = {
             "name": "made",
-            "kind": "tabular" if len(shape) == 1 else "image",
+            "kind": {1: "tabular", 2: "sequence", 3: "image"}[len(shape)],
             "task": task,
             "shape": shape,
-            "inputs": tuple(f"x{i}" for i in range(shape[0])) if len(shape) == 1 else ("image",),
+            "inputs": tuple(f"x{i}" for i in range(shape[0])) if len(shape) == 1 else ("x",),
             "targets": tuple(f"y{i}" for i in range(num_targets)),
             "classes": tuple(f"c{i}" for i in range(classes)),
-            "input_mean": (0.0,) * shape[0],
-            "input_std": (1.0,) * shape[0],
+            "vocabulary": (),
+            "tokenizer": "",
+            "cardinalities": (),
+            "input_mean": (0.0,) * channels,
+            "input_std": (1.0,) * channels,
             "target_mean": (0.0,) * num_targets if task == "regression" else (),
             "target_std": (2.0,) * num_targets if task == "regression" else (),
+            "split": "hashed",
             "num_rows": {"train": 1, "val": 1, "test": 1},
             "source": "test",
         }
-        return DataSpec(**settings)
+        return DataSpec(**settings | changes)
 
     return make
 

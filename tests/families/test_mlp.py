@@ -26,8 +26,8 @@ BY_HAND: dict[str, Callable[[Any], Any]] = {
 
 
 def make(spec: DataSpec, **settings: Any) -> MLP:
-    chosen = {"hidden": [5, 7], "activation": "relu", "dropout": 0.0, "label_smoothing": 0.0} | settings
-    return MLP(spec=spec, **chosen).double()
+    chosen = {"hidden": [5, 7], "activation": "relu", "dropout": 0.0, "embedding": 3, "label_smoothing": 0.0}
+    return MLP(spec=spec, **chosen | settings).double()
 
 
 def layers(family: MLP) -> list[tuple[Any, Any]]:
@@ -103,3 +103,18 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str,
 def test_dropout_is_checked_where_there_is_no_layer_to_drop(make_spec: MakeSpec) -> None:
     with pytest.raises(ConfigError, match=r"family\.dropout"):
         make(make_spec(), hidden=[], dropout=7.0)
+
+
+def test_indices_are_embedded(make_spec: MakeSpec) -> None:
+    family = make(make_spec(kind="categorical", shape=(2,), cardinalities=(4, 9)), hidden=[])
+    inputs = torch.tensor([[3, 8], [0, 1]])
+    tables = [embed.weight.detach().numpy() for embed in family.embeddings]  # type: ignore[union-attr]
+    ((weight, bias),) = layers(family)
+    hidden = np.concatenate([tables[0][[3, 0]], tables[1][[8, 1]]], axis=1)
+    np.testing.assert_allclose(family(inputs).detach().numpy(), hidden @ weight.T + bias, rtol=1e-12)
+
+
+def test_after_the_end_of_a_sequence_is_the_mean(make_spec: MakeSpec) -> None:
+    family = make(make_spec(shape=(3, 2)))
+    short = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [math.nan, math.nan]]], dtype=torch.float64)
+    assert torch.equal(family(short), family(short.nan_to_num()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import types
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 def build(config: Mapping[str, Any], **given: Any) -> Any:
     """Call the config's `_target_` with its other keys and `given`; the target's signature is the schema.
 
+    A key whose value has a `_target_` of its own is given as a function that builds it from what it still lacks.
+
     Raises:
         ConfigError: a forbidden target; a key that the signature lacks, or lacks of it; a value of the wrong type.
     """
-    values = {key: value for key, value in config.items() if key != "_target_"}
+    values = {key: _nested(value) for key, value in config.items() if key != "_target_"}
     target = check_target(config.get("_target_"))
     module, name = target.rsplit(".", 1)
     factory = getattr(importlib.import_module(module), name)
@@ -55,6 +58,14 @@ def build(config: Mapping[str, Any], **given: Any) -> Any:
         MemoryError,
     ) as error:  # third parties' checks, and sizes beyond memory
         raise ConfigError(f"{target} refuses its settings: {error}") from error
+
+
+def _nested(value: Any) -> Any:
+    """A config within a config (the encoder of a siamese network) becomes a function that builds it."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        check_target(value["_target_"])
+        return functools.partial(build, value)
+    return value
 
 
 def _check_type(where: str, value: Any, hint: Any) -> None:

@@ -1,10 +1,13 @@
 """Family: a network plus its learning rule, and the rule is one pure function.
 
-    objective(batch, context) -> Objective(loss, metrics)
+    objective(batch, context) -> Objective(loss, metrics, buffers)
 
 `objective` reads parameters and buffers, draws randomness from `context` alone, and does nothing else; gradient descent
 on its loss IS the family's learning rule.  From it this base class makes a LightningModule: a stock `Trainer` with a
 stock DataLoader takes one step per batch, `neurofleet.run` hands over chunks of many (see `neurofleet.steps`).
+
+Beside it a family may say where training starts (`start`: centres from k-means, say), and what there is to look at when
+it is over (`exhibits`).
 """
 
 from __future__ import annotations
@@ -32,10 +35,15 @@ class Objective:
 
     A metric is a tensor (of any dtype) whose mean is logged: a scalar, or a value a row, whose mean is then taken for
     many steps at once.
+
+    `buffers` are the new values of registered buffers (by their names), written after the optimizer's step: running
+    averages of weights, chains of samples, target networks.  They may depend on parameters, buffers and the context's
+    seed, step and progress, but never on the rows of the batch: so they are equal on all workers, and need no exchange.
     """
 
     loss: Tensor
     metrics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    buffers: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +67,7 @@ class Recipe:
 
 
 _NUM_ROWS = ""  # no metric has this name
+STARTING_ROWS = 1 << 14  # as many of a stock DataLoader's rows as `start` gets to see; in a run it sees all
 
 
 class Family(pl.LightningModule, ABC):
@@ -69,6 +78,7 @@ class Family(pl.LightningModule, ABC):
 
     kinds: ClassVar[frozenset[str]]  # the DataSpec kinds and tasks that the family accepts
     tasks: ClassVar[frozenset[str]]
+    output_names: tuple[str, ...] | None = None  # of the columns of `forward`, where they do not follow from the task
 
     def __init__(self, *, spec: DataSpec) -> None:
         super().__init__()
@@ -77,6 +87,7 @@ class Family(pl.LightningModule, ABC):
         self._recipe: Recipe | None = None
         self.last_chunk: ChunkResult | None = None
         self._totals: dict[str, dict[str, Tensor]] = {}  # of held-out rows, by stage
+        self._new_buffers: Mapping[str, Tensor] = {}  # of the step that Lightning's own optimization is taking
 
     @classmethod
     def accept(cls, spec: DataSpec) -> None:
@@ -91,6 +102,23 @@ class Family(pl.LightningModule, ABC):
     @abstractmethod
     def objective(self, batch: Batch, context: Context) -> Objective:
         """The learning rule. `batch` is (inputs [batch, *spec.shape], targets); the loss is a mean over its rows."""
+
+    def start(self, batch: Batch) -> None:
+        """Set the weights that training starts from, given the training rows; without it they are the constructor's.
+
+        It is a function of rows and weights alone (draw by `neurofleet.counter`), so that all workers start alike.
+        """
+
+    def exhibits(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """What to look at after training, given test rows: for each picture (a module of `neurofleet.figures`) the
+        arrays that its function takes by name, in the user's units."""
+        return {}
+
+    def update_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        """Write what an `Objective` says of buffers."""
+        with torch.no_grad():
+            for name, value in buffers.items():
+                self.get_buffer(name).copy_(value)
 
     @property
     def score_names(self) -> list[str]:
@@ -141,7 +169,23 @@ class Family(pl.LightningModule, ABC):
         for name, value in {"loss": objective.loss, **objective.metrics}.items():
             mean = value.to(objective.loss.dtype).mean()
             self.log(f"train/{name}", mean, batch_size=len(batch[0]), sync_dist=dist.is_initialized())
+        self._new_buffers = objective.buffers  # the backward pass may still need the old ones
         return objective.loss
+
+    def on_train_start(self) -> None:
+        """Under a stock Trainer; `neurofleet.run` calls `start` itself, before the weights are shared out."""
+        if self.automatic_optimization and self.trainer.global_step == 0:
+            batches, num_rows = [], 0
+            for batch in self.trainer.train_dataloader or ():
+                batches.append([tensor.to(self.device) for tensor in batch])
+                num_rows += len(batch[0])
+                if num_rows >= STARTING_ROWS:
+                    break
+            self.start(tuple(torch.cat(column) for column in zip(*batches, strict=True)))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.update_buffers(self._new_buffers)
+        self._new_buffers = {}
 
     def _context(self, batch: Batch, step: int, *, training: bool) -> Context:
         """The context of a batch that is not a chunk's: a stock DataLoader's, or held-out data."""

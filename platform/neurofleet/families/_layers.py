@@ -37,6 +37,12 @@ def checked_rate(rate: float) -> float:
     return rate
 
 
+def numbers(inputs: Tensor) -> Tensor:
+    """Standardised inputs [B, *shape] as one row of numbers each, [B, prod(shape)]; after a sequence's end they are 0,
+    the mean."""
+    return torch.nan_to_num(inputs.flatten(1))
+
+
 class Dropout(nn.Module):
     """Inverted dropout (Srivastava et al. 2014) whose mask is a function of (seed, step, site, global row)."""
 

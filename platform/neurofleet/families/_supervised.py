@@ -12,6 +12,7 @@ B batch, C classes, L labels, T target columns.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from typing import ClassVar
 
@@ -96,6 +97,13 @@ class SupervisedFamily(Family):
         for name in {"mae", "rmse"} & set(scores):  # in the target's own units
             scores[name] = scores[name] * self.spec.target_std[0]
         self._log_scores(stage, scores)
+
+
+def embedding_spec(spec: DataSpec, size: int) -> DataSpec:
+    """The spec of a network that embeds such inputs: a regression with `size` values.  An encoder is built from it."""
+    names = tuple(f"embedding_{index}" for index in range(size))
+    zeros, ones = (0.0,) * size, (1.0,) * size
+    return dataclasses.replace(spec, task="regression", targets=names, classes=(), target_mean=zeros, target_std=ones)
 
 
 def make_metrics(spec: DataSpec) -> MetricCollection:

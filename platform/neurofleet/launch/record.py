@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import json
 import re
 import sys
@@ -21,6 +22,7 @@ from neurofleet.tracking import Tracker, code_tags
 if TYPE_CHECKING:
     from neurofleet.run import Plan
 
+PREDICTED = ("binary", "multiclass", "multilabel", "regression")
 ARTIFACTS = ("experiment.yaml", "spec.json", "history.json", "weights.safetensors")
 
 
@@ -109,21 +111,29 @@ def resumed(run_id: str, composed: Experiment, overrides: list[str]) -> Experime
 
 
 def draw(folder: Path) -> list[Path]:
-    """The figures of a finished run, as PNG files in its folder: learning curves, and how the test rows came out."""
-    from neurofleet import checkpoint
-    from neurofleet.figures.confusion_matrix import confusion_matrix
+    """The figures of a finished run, as PNG files in its folder: learning curves, how the test rows came out, and
+    what the family exhibits."""
     from neurofleet.figures.learning_curves import learning_curves
-    from neurofleet.figures.predicted_vs_true import predicted_vs_true
 
     spec = DataSpec.load(folder / "spec.json")
-    tensors, _ = checkpoint.decode((folder / "predictions.safetensors").read_bytes())
-    outputs, targets = tensors["outputs"].double(), tensors["targets"]
-    drawn = [folder / "figures" / "learning_curves.png"]
-    drawn[0].parent.mkdir(exist_ok=True)
+    (folder / "figures").mkdir(exist_ok=True)
+    curves = folder / "figures" / "learning_curves.png"
     history = json.loads((folder / "history.json").read_text())
     for row in history:  # beside val/loss, in one panel
         row["train/loss"] = row.pop("train/loss_epoch")
-    learning_curves(history, drawn[0])
+    learning_curves(history, curves)
+    return [curves, *_draw_predictions(folder, spec), *_draw_exhibits(folder, spec)]
+
+
+def _draw_predictions(folder: Path, spec: DataSpec) -> Iterator[Path]:
+    from neurofleet import checkpoint
+    from neurofleet.figures.confusion_matrix import confusion_matrix
+    from neurofleet.figures.predicted_vs_true import predicted_vs_true
+
+    tensors, _ = checkpoint.decode((folder / "predictions.safetensors").read_bytes())
+    if tensors["outputs"].shape[1:] != (spec.num_outputs,) or spec.task not in PREDICTED:
+        return  # no predictions of the targets: the family has other things to show
+    outputs, targets = tensors["outputs"].double(), tensors["targets"]
     for index, column in enumerate(spec.targets):
         kind = "predicted_vs_true" if spec.task == "regression" else "confusion_matrix"
         suffix = f"_{column}" if len(spec.targets) > 1 else ""
@@ -139,8 +149,23 @@ def draw(folder: Path) -> list[Path]:
             classes = spec.classes if spec.task == "binary" else (f"not {column}", column)
             true, predicted = targets[:, index].long(), (outputs[:, index] > 0).long()
             confusion_matrix(true.tolist(), predicted.tolist(), classes, path, title=title)
-        drawn.append(path)
-    return drawn
+        yield path
+
+
+def _draw_exhibits(folder: Path, spec: DataSpec) -> Iterator[Path]:
+    from neurofleet import checkpoint
+
+    tensors, _ = checkpoint.decode((folder / "exhibits.safetensors").read_bytes())
+    for picture in sorted({name.split("/")[0] for name in tensors}):
+        draw_picture = getattr(importlib.import_module(f"neurofleet.figures.{picture}"), picture)
+        arrays = {
+            name.removeprefix(f"{picture}/"): tensor.numpy()
+            for name, tensor in tensors.items()
+            if name.startswith(f"{picture}/")
+        }
+        path = folder / "figures" / f"{picture}.png"
+        draw_picture(path, spec=spec, **arrays)
+        yield path
 
 
 def _tags(planned: Plan) -> dict[str, str]:

@@ -29,7 +29,8 @@ class Release(PythonModel):
         dtype = next(self.family.parameters()).dtype
         with torch.inference_mode():
             inputs = data.encode(model_input, self.spec).to(dtype)
-            return data.decode(torch.cat([self.family(batch) for batch in inputs.split(512)]), self.spec)
+            outputs = torch.cat([self.family(batch) for batch in inputs.split(512)])
+            return data.decode(outputs, self.spec, self.family.output_names)
 
 
 mlflow.models.set_model(Release())

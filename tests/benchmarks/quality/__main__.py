@@ -1,0 +1,67 @@
+"""`make quality`: what the shipped experiments reach on rows that they never saw, and at what price.
+
+Each module beside this one measures a family (`ROWS`).  The settings of `configs/experiment` were chosen without the
+rows that are reported here.  Exit code 1 if a row misses its reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean, stdev
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("NEUROFLEET_DATA", str(Path(__file__).resolve().parents[3] / "data"))
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rows import Row, measure, reference
+
+MODULES = sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - {"__main__", "rows"})
+
+
+def line(row: Row) -> tuple[tuple[str, ...], bool]:
+    scores, seconds = zip(*(measure(row, variant) for variant in row.variants), strict=True)
+    references = "\n".join(f"{reference(row, score):.4f} {name}" for name, score in row.references)
+    met = row.met(mean(scores))
+    spread = f"{stdev(scores):.4f}" if len(scores) > 1 else ""
+    runs = f"{len(row.variants)} x {row.variants[0].split('=')[0].removeprefix('data.')}"
+    overrides = "\n".join(row.overrides).removeprefix("experiment=")
+    bound = f"{'<=' if row.lower else '>='} {row.reach:.4f}"
+    figures = f"{mean(scores):.4f}", spread, bound, "met" if met else "MISSED", f"{mean(seconds):.1f}"
+    return (overrides, runs, row.metric, *figures, references), met
+
+
+def report(rows: Iterable[Row]) -> bool:
+    """Print the table; whether every row reaches what it should."""
+    table = Table("neurofleet train experiment=", "runs", "metric", title="test rows", title_justify="left")
+    for heading in ("mean", "std", "reach", "", "CPU s a run"):
+        table.add_column(heading, justify="right")
+    table.add_column("on the same rows")
+    good = True
+    for row in rows:
+        cells, met = line(row)
+        good = good and met
+        print(" | ".join(cells).replace("\n", ", "), file=sys.stderr, flush=True)
+        table.add_row(*cells)
+    Console(width=150).print(table)
+    return good
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("modules", nargs="*", default=MODULES, help=f"out of {', '.join(MODULES)}")
+    parser.add_argument("--only", default="", help="part of an experiment's name")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [row for name in options.modules for row in importlib.import_module(name).ROWS]
+    sys.exit(0 if report(row for row in rows if options.only in row.overrides[0]) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What a row of the quality table is, and how it is measured: one run of `neurofleet train` for each variant.
+
+One thread; CPU seconds are those of a whole `run`: reading, training, testing, saving.  The references learn from the
+same rows of the same splits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from neurofleet import experiment as experiments
+from neurofleet.data import ParquetDataModule
+from neurofleet.run import Result, run
+
+SEEDS = tuple(f"seed={seed}" for seed in range(3))
+SPLITS = tuple(f"data.split={split}" for split in range(10))
+
+Reference = Callable[[ParquetDataModule], float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    overrides, variants: of `neurofleet train`; one run for each variant
+    metric:              `test/<metric>` of the run, or the name of what `score` gives
+    reach:               the least mean over the variants; or the largest, if `lower` is better
+    references:          (name, score) of classical methods and trivial baselines, on the data of a variant
+    score:               what a run's own metrics do not say, from its result
+    """
+
+    overrides: tuple[str, ...]
+    variants: tuple[str, ...]
+    metric: str
+    reach: float
+    references: tuple[tuple[str, Reference], ...] = ()
+    lower: bool = False
+    score: Callable[[Result], float] | None = None
+
+    def met(self, score: float) -> bool:
+        score = round(score, 4)
+        return score <= self.reach if self.lower else score >= self.reach
+
+
+def measure(row: Row, variant: str) -> tuple[float, float]:
+    """(the score on test rows, CPU seconds) of one run."""
+    experiment = experiments.compose([*row.overrides, variant, "trainer.num_threads=1"])
+    begin = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.redirect_stdout(io.StringIO()):
+            result = run(experiment, folder=Path(folder))
+        seconds = time.process_time() - begin
+        score = result.metrics[f"test/{row.metric}"] if row.score is None else row.score(result)
+    return score, seconds
+
+
+def reference(row: Row, score: Reference) -> float:
+    """The mean score of a reference over the variants' data; seeds share one."""
+    variants = row.variants[:1] if row.variants[0].startswith("seed=") else row.variants
+    composed = (experiments.compose([*row.overrides, variant]) for variant in variants)
+    return mean(score(experiments.build_data(experiment)) for experiment in composed)
+
+
+def fitted(make: Callable[[], Any]) -> Reference:
+    """The score of a scikit-learn estimator (accuracy, or r2), fitted to the flattened training rows."""
+
+    def score(data: ParquetDataModule) -> float:
+        flat = [tensor.flatten(1).squeeze(-1) if tensor.ndim > 1 else tensor for tensor in data.rows("train")]
+        test = [tensor.flatten(1).squeeze(-1) if tensor.ndim > 1 else tensor for tensor in data.rows("test")]
+        estimator = make().fit(*(tensor.nan_to_num().numpy() for tensor in flat))
+        return float(estimator.score(*(tensor.nan_to_num().numpy() for tensor in test)))
+
+    return score
