@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import yaml
@@ -17,15 +19,20 @@ from neurofleet.data.splits import assign, strata
 from neurofleet.errors import DataError
 from neurofleet.spec import DataSpec
 
-NAMES = ["digits", "mnist5k", "breast_cancer", "diabetes", "wine", "email"]
 SIZES = {
-    "digits": (1257, 180, 360),
-    "mnist5k": (3600, 400, 1000),
+    "basic_motions": (35, 5, 40),
     "breast_cancer": (398, 57, 114),
     "diabetes": (309, 44, 89),
-    "wine": (124, 18, 36),
+    "digits": (1257, 180, 360),
     "email": (2744, 392, 785),
+    "italy_power_demand": (59, 8, 1029),
+    "japanese_vowels": (236, 34, 370),
+    "mnist5k": (3600, 400, 1000),
+    "pydoc_topics": (6208, 164, 364),
+    "wine": (124, 18, 36),
 }
+NAMES = list(SIZES)
+HASHED = ["breast_cancer", "diabetes", "digits", "email", "mnist5k", "wine"]
 STAGES = ("train", "val", "test")
 
 
@@ -45,19 +52,26 @@ def stages(project_root: Path) -> dict[str, dict]:
     return yaml.safe_load((project_root / "dvc.lock").read_text())["stages"]
 
 
-def columns(project_root: Path, name: str) -> dict[str, dict[str, np.ndarray]]:
-    folder = project_root / "data" / name
+@functools.cache
+def columns(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Each stage's columns; a list column is [N, size], texts are objects."""
     tables = {stage: pyarrow.parquet.read_table(folder / f"{stage}.parquet") for stage in STAGES}
     return {
-        stage: {column: np.array(table.column(column).to_pylist()) for column in table.column_names}
+        stage: {column: _array(table.column(column).combine_chunks()) for column in table.column_names}
         for stage, table in tables.items()
     }
+
+
+def _array(column: pa.Array) -> np.ndarray:
+    if pa.types.is_fixed_size_list(column.type):
+        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    return column.to_numpy(zero_copy_only=False)
 
 
 def test_the_table_of_datasets_the_stages_and_the_configs_name_the_same(
     prepare: ModuleType, project_root: Path, stages: dict[str, dict]
 ) -> None:
-    assert list(prepare.DATASETS) == NAMES
+    assert prepare.names() == NAMES
     assert yaml.safe_load((project_root / "dvc.yaml").read_text())["stages"]["prepare"]["foreach"] == NAMES
     assert sorted(stages) == sorted(f"prepare@{name}" for name in NAMES)
     configs = {path.stem: yaml.safe_load(path.read_text()) for path in (project_root / "configs/data").glob("*.yaml")}
@@ -101,16 +115,19 @@ def test_preparing_twice_writes_the_same_bytes_and_replaces_the_old(prepare: Mod
 
 @pytest.mark.parametrize("name", NAMES)
 def test_splits_have_their_sizes_and_share_no_row(name: str, project_root: Path) -> None:
-    spec, tables = DataSpec.load(project_root / "data" / name / "spec.json"), columns(project_root, name)
+    spec, tables = DataSpec.load(project_root / "data" / name / "spec.json"), columns(project_root / "data" / name)
     assert tuple(len(tables[stage]["row"]) for stage in STAGES) == SIZES[name]
     assert tuple(spec.num_rows[stage] for stage in STAGES) == SIZES[name]
     rows = np.concatenate([tables[stage]["row"] for stage in STAGES])
-    assert sorted(rows.tolist()) == list(range(sum(SIZES[name])))
+    assert len(set(rows.tolist())) == sum(SIZES[name])
+    assert spec.split == ("hashed" if name in HASHED else "official")
+    if name in HASHED:
+        assert sorted(rows.tolist()) == list(range(sum(SIZES[name])))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HASHED)
 def test_splits_are_stratified_by_the_rule_of_the_package(name: str, project_root: Path) -> None:
-    spec, tables = DataSpec.load(project_root / "data" / name / "spec.json"), columns(project_root, name)
+    spec, tables = DataSpec.load(project_root / "data" / name / "spec.json"), columns(project_root / "data" / name)
     pool = {column: np.concatenate([tables[stage][column] for stage in STAGES]) for column in tables["train"]}
     classes = strata(pool[spec.targets[0]][:, None], spec.task)
     parts = assign(pool["row"], classes, spec.num_rows, split=0)
@@ -123,13 +140,17 @@ def test_splits_are_stratified_by_the_rule_of_the_package(name: str, project_roo
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_written_is_what_the_source_has(name: str, prepare: ModuleType, project_root: Path) -> None:
-    raw, spec = prepare.DATASETS[name](), DataSpec.load(project_root / "data" / name / "spec.json")
-    for stage, table in columns(project_root, name).items():
+    raw, spec = prepare.load(name), DataSpec.load(project_root / "data" / name / "spec.json")
+    for stage, table in columns(project_root / "data" / name).items():
         rows = table["row"]
         for index, column in enumerate(spec.targets):
             np.testing.assert_array_equal(table[column], raw.target_values[rows, index], err_msg=stage)
-        if spec.kind == "image":
-            np.testing.assert_array_equal(table["image"].reshape(-1, *spec.shape), raw.input_values[rows])
+        if spec.kind in ("image", "sequence"):
+            (column,) = spec.inputs
+            np.testing.assert_array_equal(table[column].reshape(-1, *spec.shape), raw.input_values[rows])
+            continue
+        if spec.kind == "text":
+            assert table[spec.inputs[0]].tolist() == raw.input_values[rows].tolist()
             continue
         for index, column in enumerate(spec.inputs):
             np.testing.assert_array_equal(table[column], raw.input_values[rows, index], err_msg=stage)
@@ -139,7 +160,7 @@ def test_what_is_written_is_what_the_source_has(name: str, prepare: ModuleType, 
 
 
 def test_email_as_numbers(project_root: Path) -> None:
-    tables = columns(project_root, "email")
+    tables = columns(project_root / "data" / "email")
     rows = {int(row): (stage, place) for stage in STAGES for place, row in enumerate(tables[stage]["row"])}
     stage, place = rows[0]  # 2012-01-01T06:16:41Z, winner no, number big, 11,370 characters
     first = {name: values[place] for name, values in tables[stage].items()}

@@ -2,7 +2,11 @@
 
     splits.py    which row goes where, and the statistics that standardise it (numpy alone)
     write.py     from a source's arrays to Parquet and spec.json
-    codec.py     between the user's terms (tables, images, class names) and a network's tensors
+    sources.py   what several sources need: names of columns, levels, .ts files
+    tables.py    columns of a table as checked numbers
+    texts.py     texts as tokens
+    inputs.py    the inputs of each kind as one checked array
+    codec.py     between the user's terms (tables, images, texts, class names) and a network's tensors
     parquet.py   the data module
     digest.py    the digest that `dvc.lock` holds, from the files themselves
     catalog.py   what there is: names, folders, class balance

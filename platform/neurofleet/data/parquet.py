@@ -1,8 +1,9 @@
 """The data module: a prepared dataset as tensors in memory, or through stock DataLoaders.
 
 Split 0 is what lies on disk.  Any other split pools all rows and divides them again by the rule of `splits.py`, with
-the same sizes; and `train_splits=[train, val]` refits on both.  Then mean, std and row counts of the spec are those of
-the rows that are trained on, so nothing of the test rows leaks into the inputs.
+the same sizes (not where the source's own division has to be kept: `spec.split` "official"); and
+`train_splits=[train, val]` refits on both.  Then mean, std and row counts of the spec are those of the rows that are
+trained on, so nothing of the test rows leaks into the inputs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from neurofleet.data import catalog, codec, splits, tables
+from neurofleet.data import catalog, codec, inputs, splits, tables
 from neurofleet.data.digest import folder_digest
 from neurofleet.errors import ConfigError, DataError
 from neurofleet.spec import DataSpec
@@ -26,7 +27,7 @@ TRAINABLE = (["train"], ["train", "val"])
 
 
 class Rows(NamedTuple):
-    """`inputs` float32 [N,*shape], standardised; `targets` as `codec.encode_targets` says."""
+    """`inputs` [N,*shape] as `codec.encode` says, `targets` as `codec.encode_targets` says."""
 
     inputs: Tensor
     targets: Tensor
@@ -55,6 +56,11 @@ class ParquetDataModule(LightningDataModule):
         self.split = split
         self.train_splits = tuple(train_splits)
         self._stored = catalog.load_spec(name)
+        if split and self._stored.split == "official":
+            raise ConfigError(
+                f"data.split needs to be 0 for {name!r}, got {split}: its rows are divided as the source divides them "
+                "(or by time, or by person), and another division would leak; set data.split=0"
+            )
         self._rows: dict[str, Rows] = {}
 
     @cached_property
@@ -74,8 +80,9 @@ class ParquetDataModule(LightningDataModule):
             raise ConfigError(f"rows of a dataset need a stage out of {', '.join(splits.STAGES)}, got {stage!r}")
         if stage not in self._rows:
             table, where = self._tables[stage], f"{self.folder} ({stage})"
-            inputs = codec.encode(table, self.spec, where)
-            self._rows[stage] = Rows(inputs, codec.encode_targets(table, self.spec, where))
+            self._rows[stage] = Rows(
+                codec.encode(table, self.spec, where), codec.encode_targets(table, self.spec, where)
+            )
         return self._rows[stage]
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
@@ -118,7 +125,7 @@ class ParquetDataModule(LightningDataModule):
                 f"{path} needs the {self._stored.num_rows[stage]} rows that spec.json says, got "
                 f"{table.num_rows}; make it again with: {catalog.remedy(self.folder.name)}"
             )
-        tables.input_array(table, self._stored, str(path))
+        inputs.input_array(table, self._stored, str(path))
         codec.encode_targets(table, self._stored, str(path))
         return table
 
@@ -133,9 +140,9 @@ def _check_count(key: str, value: int, at_least: int) -> None:
 def _measured(stored: DataSpec, stages: dict[str, pa.Table]) -> DataSpec:
     """The stored spec with the statistics and row counts of other stages."""
     train = stages["train"]
-    inputs = tables.input_array(train, stored, f"dataset {stored.name!r}")
+    raw = inputs.input_array(train, stored, f"dataset {stored.name!r}")
     targets = tables.number_columns(train, stored.targets, f"dataset {stored.name!r}")
-    mean, std = splits.statistics(inputs, stored.kind)
+    mean, std = splits.statistics(raw, stored.kind)
     target_mean, target_std = splits.statistics(targets, "tabular") if stored.task == "regression" else ((), ())
     return dataclasses.replace(
         stored,

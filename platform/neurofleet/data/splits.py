@@ -75,13 +75,22 @@ def assign(rows: np.ndarray, row_strata: np.ndarray, sizes: Mapping[str, int], s
 
 
 def statistics(values: np.ndarray, kind: Kind) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population standard deviation: per column of a table [N,F], per channel of uint8 images [N,C,H,W].
+    """Mean and population standard deviation: per column of a table [N,F], per channel of uint8 images [N,C,H,W] and
+    of sequences [N,T,C] (over the steps that are there); none for indices and tokens.
 
     Both are in the units of the values as stored (a pixel is 0 to 255).  A constant column gets std 1, so that
     standardising it gives 0 and not NaN.
     """
-    measure = _pixel_moments if kind == "image" else _column_moments
-    moments = [measure(values[:, index]) for index in range(values.shape[1])]
+    match kind:
+        case "text" | "categorical":
+            return (), ()
+        case "image":
+            moments = [_pixel_moments(values[:, index]) for index in range(values.shape[1])]
+        case "sequence":
+            channels = values.reshape(-1, values.shape[-1]).T
+            moments = [_column_moments(channel[~np.isnan(channel)]) for channel in channels]
+        case _:
+            moments = [_column_moments(values[:, index]) for index in range(values.shape[1])]
     return tuple(mean for mean, _ in moments), tuple(std or 1.0 for _, std in moments)
 
 
@@ -94,7 +103,7 @@ def _pixel_moments(pixels: np.ndarray) -> tuple[float, float]:
 
 
 def _column_moments(column: np.ndarray) -> tuple[float, float]:
-    numbers = [float(number) for number in column]
+    numbers = column.astype(np.float64).tolist()
     if min(numbers) == max(numbers):
         return numbers[0], 0.0
     mean = math.fsum(numbers) / len(numbers)

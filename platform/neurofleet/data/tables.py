@@ -1,8 +1,8 @@
 """Columns of a table as checked numpy arrays, whatever the table came as.
 
-A table is a pyarrow Table, a pandas DataFrame, or a numpy array that already has the shape of the inputs.  Everything
-a user can get wrong about one is found here: a missing column, text where numbers belong, NaN and infinity, pixels
-outside 0 to 255, a label outside the spec.  Columns that nobody asked for are ignored.
+A table is a pyarrow Table or a pandas DataFrame.  What a user can get wrong about one is found here and in
+`inputs.py`: a missing column, text where numbers belong, NaN and infinity, a label outside the spec.  Columns that
+nobody asked for are ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from neurofleet.data import catalog
 from neurofleet.errors import DataError
-from neurofleet.spec import DataSpec
 
 
 def read_columns(path: Path, columns: Iterable[str]) -> pa.Table:
@@ -41,28 +40,9 @@ def require(needed: Sequence[str], present: Sequence[str], where: str, remedy: s
         raise DataError(f"{where} needs {len(needed)} columns and lacks {len(lacking)} of them: {shown}; {remedy}")
 
 
-def input_array(table: Any, spec: DataSpec, where: str) -> np.ndarray:
-    """Raw inputs [N,*shape]: float64 for tables; for images uint8 as stored, or float32 if they came so."""
-    if isinstance(table, np.ndarray):
-        values = _expect_shape(table, spec, where)
-    elif spec.kind == "image":
-        _require_columns(table, spec.inputs, where)
-        values = _expect_shape(_image_column(table, spec, where), spec, where)
-    else:
-        values = number_columns(table, spec.inputs, where)
-    if values.dtype == object or values.dtype.kind not in "buif":
-        raise DataError(f"{where} needs numbers, got {values.dtype}; encode text as numbers first")
-    if spec.kind == "image":
-        return _checked_pixels(values, spec.inputs[0], where)
-    flat = values.reshape(len(values), spec.num_inputs).astype(np.float64, copy=False)
-    for index in np.flatnonzero(~np.isfinite(flat).all(axis=0)):
-        check_finite(flat[:, index], spec.inputs[index], where)
-    return flat.reshape(values.shape)
-
-
 def number_columns(table: Any, columns: Sequence[str], where: str) -> np.ndarray:
     """Named columns of a table as finite float64 [N,C]."""
-    _require_columns(table, columns, where)
+    require_columns(table, columns, where)
     return np.stack([_number_column(table, name, where) for name in columns], axis=1)
 
 
@@ -86,7 +66,7 @@ def check_labels(values: np.ndarray, num_labels: int, column: str, where: str, n
         )
 
 
-def _require_columns(table: Any, needed: Sequence[str], where: str) -> None:
+def require_columns(table: Any, needed: Sequence[str], where: str) -> None:
     if isinstance(table, pa.Table):
         names = list(table.column_names)
     elif hasattr(table, "columns") and hasattr(table, "iloc"):  # pandas may not be installed
@@ -103,7 +83,7 @@ def _number_column(table: Any, name: str, where: str) -> np.ndarray:
     column = table.column(name) if isinstance(table, pa.Table) else table[name]
     try:
         if isinstance(table, pa.Table):
-            values = _to_numpy(column.cast(pa.float64()).combine_chunks())
+            values = to_numpy(column.cast(pa.float64()).combine_chunks())
         else:
             values = column.to_numpy(dtype=np.float64, na_value=math.nan)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError) as error:
@@ -115,53 +95,6 @@ def _number_column(table: Any, name: str, where: str) -> np.ndarray:
     return values
 
 
-def _to_numpy(array: pa.Array) -> np.ndarray:
+def to_numpy(array: pa.Array) -> np.ndarray:
     """Missing values become NaN.  DLPack, since `pa.Array.to_numpy` imports pandas: half a second of every run."""
     return array.to_numpy(zero_copy_only=False) if array.null_count else np.from_dlpack(array)
-
-
-def _image_column(table: Any, spec: DataSpec, where: str) -> np.ndarray:
-    """One column of lists to an array [N, ...]; each list is one image, flat or nested."""
-    name = spec.inputs[0]
-    if isinstance(table, pa.Table):
-        column = table.column(name).combine_chunks()
-        if not pa.types.is_fixed_size_list(column.type):
-            raise DataError(
-                f"{where}: column {name!r} needs a fixed-size list of uint8 for each image, got {column.type}"
-            )
-        if column.null_count:
-            raise DataError(
-                f"{where}: column {name!r} needs an image in each row, {column.null_count} are missing; drop these rows"
-            )
-        return _to_numpy(column.flatten()).reshape(len(column), column.type.list_size)
-    try:
-        images = [np.asarray(image) for image in table[name]]
-        return np.stack(images) if images else np.empty((0, *spec.shape), dtype=np.uint8)
-    except ValueError as error:
-        raise DataError(
-            f"{where}: column {name!r} needs images of one size, {spec.shape}, in each row; "
-            f"got different ones ({error})"
-        ) from error
-
-
-def _expect_shape(values: np.ndarray, spec: DataSpec, where: str) -> np.ndarray:
-    """Rows of the spec's shape; an image column may be flat."""
-    flat_image = spec.kind == "image" and values.shape[1:] == (spec.num_inputs,)
-    if values.ndim == 0 or (values.shape[1:] != spec.shape and not flat_image):
-        raise DataError(
-            f"{where} needs rows of shape {spec.shape} for {spec.name!r}, got an array of shape {values.shape}"
-        )
-    return values.reshape(len(values), *spec.shape)
-
-
-def _checked_pixels(values: np.ndarray, column: str, where: str) -> np.ndarray:
-    if values.dtype == np.uint8:
-        return values
-    rows = values.reshape(len(values), math.prod(values.shape[1:]))
-    bad = np.flatnonzero(~((rows >= 0) & (rows <= 255)).all(axis=1))
-    if len(bad):
-        raise DataError(
-            f"{where}: column {column!r} needs pixels from 0 to 255, got {len(bad)} rows with NaN or other "
-            f"values, the first is row {bad[0]} (counting from 0)"
-        )
-    return values.astype(np.float32)

@@ -4,8 +4,9 @@ Rows are divided by a hash and statistics are rounded once (`splits.py`); Parque
 a compressor depend on its version) and without pandas metadata.  What is left is the version of pyarrow, which a
 Parquet file names; `requirements.lock` pins it.
 
-Columns: `row` (the row's number at the source), the inputs (float64 each; an image is one fixed-size list of uint8 in
-C order), the targets (int64 class indices or 0/1 labels; float64 values).
+Columns: `row` (the row's number at the source), the inputs (float64 each, or int64 indices; an image is one fixed-size
+list of uint8, a sequence one of float64, both in C order; a text is a string), the targets (int64 class indices, 0/1
+labels or numbers of tokens; float64 values).
 """
 
 from __future__ import annotations
@@ -22,15 +23,21 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from neurofleet.data.splits import STAGES, assign, default_sizes, statistics, strata
-from neurofleet.spec import DataSpec, Kind, Task
+from neurofleet.data.texts import build_vocabulary
+from neurofleet.spec import DataSpec, Kind, Task, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Raw:
     """A dataset as its source has it, rows in the source's order.
 
-    `inputs`: one array [N] per column of a table, or one uint8 array [N,C,H,W] of images.  `targets`: one array [N]
-    per target.  `sizes`: rows per stage where they are not 70/10/20.
+    `inputs`: one array [N] per column of numbers or of indices (then `cardinalities` says how many each has); or one
+    array of uint8 images [N,C,H,W], of sequences [N,T,C] with NaN after their end, or of texts [N] (then `tokenizer`,
+    `length` in tokens, and `most_tokens`, the most that the vocabulary of the training rows may hold).  `targets`: one
+    array [N] per target.
+    `sizes`: rows per stage where rows are divided by their hash and not as 70/10/20.
+    `stages`: the source's own division, row numbers of train, test, and val; without val an eighth of train is set
+    aside, by the hash.  A row may stand in none.
     """
 
     kind: Kind
@@ -38,16 +45,22 @@ class Raw:
     inputs: Mapping[str, np.ndarray]
     targets: Mapping[str, np.ndarray]
     classes: tuple[str, ...] = ()
+    cardinalities: tuple[int, ...] = ()
+    tokenizer: Tokenizer = ""
+    length: int = 0
+    most_tokens: int = 0
     sizes: Mapping[str, int] | None = None
+    stages: Mapping[str, np.ndarray] | None = None
     source: str
 
     @property
     def input_values(self) -> np.ndarray:
-        """Table [N,F] float64, or images [N,C,H,W] uint8."""
-        if self.kind == "image":
-            (images,) = self.inputs.values()
-            return images
-        return np.stack(list(self.inputs.values()), axis=1).astype(np.float64)
+        """Table [N,F] float64, indices [N,K] int64, images [N,C,H,W] uint8, sequences [N,T,C] float64, texts [N]."""
+        if self.kind in ("image", "sequence", "text"):
+            (values,) = self.inputs.values()
+            return values
+        numbers = np.int64 if self.kind == "categorical" else np.float64
+        return np.stack(list(self.inputs.values()), axis=1).astype(numbers)
 
     @property
     def target_values(self) -> np.ndarray:
@@ -59,9 +72,8 @@ class Raw:
 
 def write_dataset(name: str, raw: Raw, into: Path) -> DataSpec:
     """Write `raw` to the folder `into/name`, whole or not at all; a dataset that was there is replaced."""
-    rows = np.arange(len(raw.target_values))
-    parts = assign(rows, strata(raw.target_values, raw.task), raw.sizes or default_sizes(len(rows)), split=0)
-    spec, table = _spec(name, raw, parts), _table(raw, rows)
+    parts = divide(raw)
+    spec, table = _spec(name, raw, parts), _table(raw)
     into.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=into))
     try:
@@ -82,14 +94,31 @@ def write_dataset(name: str, raw: Raw, into: Path) -> DataSpec:
     return spec
 
 
-def _table(raw: Raw, rows: np.ndarray) -> pa.Table:
-    if raw.kind == "image":
-        images = raw.input_values
-        inputs = [pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), images[0].size)]
+def divide(raw: Raw) -> dict[str, np.ndarray]:
+    """The row numbers of train, val and test: the source's own, or by the hash."""
+    targets = raw.target_values
+    if raw.stages is None:
+        rows = np.arange(len(targets))
+        return assign(rows, strata(targets, raw.task), raw.sizes or default_sizes(len(rows)), split=0)
+    if "val" in raw.stages:
+        return {stage: raw.stages[stage] for stage in STAGES}
+    train = raw.stages["train"]
+    val = round(len(train) / 8)
+    sizes = {"train": len(train) - val, "val": val, "test": 0}
+    parts = assign(train, strata(targets[train], raw.task), sizes, split=0)
+    return {"train": train[parts["train"]], "val": train[parts["val"]], "test": raw.stages["test"]}
+
+
+def _table(raw: Raw) -> pa.Table:
+    values = raw.input_values
+    if raw.kind in ("image", "sequence"):
+        inputs = [pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values[0].size)]
+    elif raw.kind == "text":
+        inputs = [pa.array(values.tolist(), pa.string())]
     else:
-        inputs = [pa.array(column) for column in raw.input_values.T]
+        inputs = [pa.array(column) for column in values.T]
     targets = [pa.array(column) for column in raw.target_values.T]
-    return pa.table([pa.array(rows), *inputs, *targets], names=["row", *raw.inputs, *raw.targets])
+    return pa.table([pa.array(np.arange(len(values))), *inputs, *targets], names=["row", *raw.inputs, *raw.targets])
 
 
 def _spec(name: str, raw: Raw, parts: Mapping[str, np.ndarray]) -> DataSpec:
@@ -100,14 +129,18 @@ def _spec(name: str, raw: Raw, parts: Mapping[str, np.ndarray]) -> DataSpec:
         name=name,
         kind=raw.kind,
         task=raw.task,
-        shape=raw.input_values.shape[1:],
+        shape=(raw.length,) if raw.kind == "text" else raw.input_values.shape[1:],
         inputs=tuple(raw.inputs),
         targets=tuple(raw.targets),
         classes=raw.classes,
+        vocabulary=build_vocabulary(raw.input_values[train], raw.tokenizer, raw.most_tokens) if raw.tokenizer else (),
+        tokenizer=raw.tokenizer,
+        cardinalities=raw.cardinalities,
         input_mean=input_mean,
         input_std=input_std,
         target_mean=target_mean,
         target_std=target_std,
+        split="hashed" if raw.stages is None else "official",
         num_rows={stage: len(parts[stage]) for stage in STAGES},
         source=raw.source,
     )

