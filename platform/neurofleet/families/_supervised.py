@@ -16,6 +16,7 @@ import dataclasses
 from abc import abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection, classification, regression
@@ -24,6 +25,8 @@ from neurofleet.errors import ConfigError
 from neurofleet.families._base import Family, Objective
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
+
+NUM_MISTAKES = 16  # to look at
 
 
 class SupervisedFamily(Family):
@@ -90,6 +93,24 @@ class SupervisedFamily(Family):
         if stage not in self._scores:
             self._scores[stage] = make_metrics(self.spec).to(outputs.device)
         self._scores[stage].update(outputs, targets if self.spec.task == "regression" else targets.long())
+
+    def exhibits(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """How sure a classifier is, and where it is surely wrong."""
+        if self.spec.task not in ("multiclass", "binary"):
+            return {}
+        inputs, targets = batch[0], batch[1].flatten().long()
+        logits = torch.cat([self(part) for part in inputs.split(512)]).double()
+        if self.spec.task == "binary":
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        probabilities, predictions = logits.softmax(dim=1).max(dim=1)
+        correct = predictions == targets
+        rows = (probabilities - correct.double()).argsort(descending=True, stable=True)  # right ones lie below zero
+        rows = rows[: min(NUM_MISTAKES, int((~correct).sum()))]
+        mistakes = {"targets": targets, "predictions": predictions, "probabilities": probabilities, "inputs": inputs}
+        return {
+            "reliability": {"confidences": probabilities, "correct": correct},
+            "worst_mistakes": {"rows": rows} | {name: values[rows] for name, values in mistakes.items()},
+        }
 
     def _log_evaluation(self, stage: str) -> None:
         scores = self._means(stage) | self._scores[stage].compute()

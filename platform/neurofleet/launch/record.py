@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from neurofleet.run import Plan
 
 PREDICTED = ("binary", "multiclass", "multilabel", "regression")
+MOST_TARGETS = 4  # with a picture of their own
 ARTIFACTS = ("experiment.yaml", "spec.json", "history.json", "weights.safetensors")
 
 
@@ -134,7 +135,7 @@ def _draw_predictions(folder: Path, spec: DataSpec) -> Iterator[Path]:
     if tensors["outputs"].shape[1:] != (spec.num_outputs,) or spec.task not in PREDICTED:
         return  # no predictions of the targets: the family has other things to show
     outputs, targets = tensors["outputs"].double(), tensors["targets"]
-    for index, column in enumerate(spec.targets):
+    for index, column in enumerate(spec.targets[:MOST_TARGETS]):
         kind = "predicted_vs_true" if spec.task == "regression" else "confusion_matrix"
         suffix = f"_{column}" if len(spec.targets) > 1 else ""
         path = folder / "figures" / f"{kind}{suffix}.png"
