@@ -193,3 +193,28 @@ def test_permutation_is_one(size: int) -> None:
 def test_every_row_comes_first_about_as_often() -> None:
     first = orders(*(counter.fold(3, -1, epoch) for epoch in range(4000)), size=10)[:, 0]
     assert abs(chi_square(torch.bincount(first, minlength=10).double())) < 5
+
+
+# Normal numbers.
+
+
+def test_normal_numbers_have_the_moments_and_tails_of_the_normal_distribution() -> None:
+    rows = torch.arange(4000, dtype=torch.int32)
+    draws = counter.normal(5, rows, (250,), torch.float64)
+    assert draws.shape == (4000, 250)
+    for power, expected in ((1, 0), (2, 1), (3, 0), (4, 3)):
+        tolerance = 5 * (draws**power).std() / draws.numel() ** 0.5
+        assert abs(float((draws**power).mean()) - expected) < tolerance
+    for bound, share in ((1.0, 0.158655), (2.0, 0.0227501), (3.0, 0.0013499)):
+        assert float((draws > bound).double().mean()) == pytest.approx(share, rel=5 / (share * 1e6) ** 0.5)
+    assert float(draws.abs().max()) < 5.5
+
+
+def test_normal_numbers_are_those_of_uniform_ones_whatever_the_dtype_or_stack() -> None:
+    expected = torch.special.ndtri(counter.uniform(9, ROWS, (7,), torch.float64) + 2.0**-25)
+    draws = counter.normal(9, ROWS, (7,), torch.float64)
+    torch.testing.assert_close(draws, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(counter.normal(9, ROWS, (7,)).double(), draws, rtol=1e-5, atol=1e-6)
+    keys = torch.tensor([9, 11], dtype=torch.int32)
+    stacked = torch.func.vmap(lambda key: counter.normal(key, ROWS, (7,), torch.float64))(keys)
+    assert torch.equal(stacked[0], draws)
