@@ -20,7 +20,10 @@ TARGETS = frozenset(
     {
         "neurofleet.data.ParquetDataModule",
         "neurofleet.families.cnn.CNN",
+        "neurofleet.families.gan.GAN",
         "neurofleet.families.mlp.MLP",
+        "neurofleet.families.rbf.RBF",
+        "neurofleet.families.transformer.Transformer",
         "neurofleet.trainer.TrainerConfig",
         "neurofleet.schedule.Constant",
         "neurofleet.schedule.Cosine",
