@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from neurofleet.errors import DivergedError
 from neurofleet.families._base import Objective, Recipe
+from neurofleet.loaders import MAX_CHUNK_STEPS, ChunkLoader, HeldOut
 from neurofleet.schedule import Linear
-from neurofleet.steps import MAX_CHUNK_STEPS, Batch, Chunk, ChunkLoader, Context, HeldOut, run_chunk
+from neurofleet.steps import Batch, Chunk, Context, run_chunk
 
 
 def make_loader(num_rows: int, batch_size: int, **settings: Any) -> ChunkLoader:

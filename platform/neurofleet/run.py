@@ -28,7 +28,8 @@ from neurofleet.data import ParquetDataModule
 from neurofleet.errors import ConfigError, nearest
 from neurofleet.experiment import Experiment
 from neurofleet.families._base import Family
-from neurofleet.steps import Batch, ChunkLoader, HeldOut
+from neurofleet.loaders import ChunkLoader, HeldOut
+from neurofleet.steps import Batch
 from neurofleet.trainer import DTYPES, TrainerConfig
 from neurofleet.watch import CHECKPOINTS, Log, Watch
 from neurofleet.workers import Group

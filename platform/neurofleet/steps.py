@@ -4,8 +4,8 @@ Lightning's hooks, `self.log` and a DataLoader cost several times a small networ
 function of (batch, context), so a `Chunk` of them runs in one `training_step`: the rows of a chunk are gathered at
 once, the batches are views, and nothing in the loop touches the tracker, the disk or a Python object per row.
 
-What is in a batch, and in what order, is a function of (seed, epoch, step) alone.  Several workers each take a
-contiguous part of every global batch; their gradients, weighted by rows, are summed in one flat all-reduce.
+Of several workers each holds a part of every global batch; their gradients, weighted by rows, are summed in one flat
+all-reduce.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import inspect
 import math
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
 
 Batch = tuple[Tensor, ...]
 Measured = dict[int, Mapping[str, Tensor]]  # offset in a chunk -> metrics of that step
-
-# A chunk aims at this much time: long enough that a hook (about 0.2 ms) costs nothing, short enough that a progress
-# bar moves and a signal is heard.
-CHUNK_SECONDS = 0.25
-MAX_CHUNK_STEPS = 512
-ORDERED_ROWS = 1 << 15  # of as many epochs as fit, the order is made at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +55,21 @@ class Context:
         return counter.fold(self.seed, self.step, site)
 
 
+class Batches(Protocol):
+    """As many batches as a chunk has steps: a list, or something that makes each when its step comes."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
 class Chunk:
     """Consecutive optimizer steps.  `weights[i]` is the share of global batch i that this worker holds.
 
     No dataclass: Lightning would walk through it tensor by tensor to move what is already on its device.
     """
 
-    def __init__(self, first_step: int, batches: list[Batch], rows: list[Tensor], weights: list[float]) -> None:
+    def __init__(self, first_step: int, batches: Batches, rows: list[Tensor], weights: list[float]) -> None:
         self.first_step = first_step
         self.batches = batches
         self.rows = rows
@@ -82,94 +84,6 @@ class ChunkResult:
     losses: list[float]
     measured: dict[int, dict[str, float]]
     step_seconds: float
-
-
-class ChunkLoader:
-    """Iterates over one round (`epochs_per_round` epochs) of chunks; a Lightning epoch is one round.
-
-    tensors:     in-memory data, all of length N, on the device that trains
-    batch_size:  rows in a global batch; the last of an epoch may be smaller and is never dropped
-    cut_every:   a chunk ends at multiples of this many steps (where checkpoints fall), or None
-    step:        how many steps have been trained; whoever trains keeps it up to date
-    """
-
-    def __init__(
-        self,
-        tensors: Batch,
-        *,
-        batch_size: int,
-        seed: int,
-        max_epochs: int,
-        epochs_per_round: int,
-        cut_every: int | None,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.tensors = tensors
-        self.num_rows = len(tensors[0])
-        self.batch_size = min(batch_size, self.num_rows)
-        self.seed = seed
-        self.rank, self.world_size = rank, world_size
-        self.cut_every = cut_every
-        self.steps_per_epoch = math.ceil(self.num_rows / self.batch_size)
-        self.steps_per_round = self.steps_per_epoch * epochs_per_round
-        self.num_steps = self.steps_per_epoch * max_epochs
-        self.chunk_steps = 1
-        self.step = 0
-        self._orders: tuple[int, Tensor] = (0, torch.empty(0))  # an epoch, and the orders of the rows from it on
-        self._rows: dict[tuple[int, int], Tensor] = {}
-
-    def __iter__(self) -> Iterator[Chunk]:
-        step = self.step  # Lightning fetches ahead, and may start an iterator that it never finishes
-        end = min((step // self.steps_per_round + 1) * self.steps_per_round, self.num_steps)
-        while step < end:
-            stop = min(step + self.chunk_steps, end)
-            if self.cut_every:
-                stop = min(stop, (step // self.cut_every + 1) * self.cut_every)
-            yield self._chunk(step, stop)
-            step = stop
-
-    def pace(self, step_seconds: float) -> None:
-        """Fit the next chunks to `CHUNK_SECONDS`; where a chunk is cut never changes a result."""
-        wanted = int(CHUNK_SECONDS / max(step_seconds, 1e-9))
-        self.chunk_steps = max(1, min(wanted, 2 * self.chunk_steps, MAX_CHUNK_STEPS))
-
-    def _chunk(self, start: int, stop: int) -> Chunk:
-        indices, sizes, rows, weights = [], [], [], []
-        for step in range(start, stop):
-            epoch, batch = divmod(step, self.steps_per_epoch)
-            begin = batch * self.batch_size
-            size = min(self.batch_size, self.num_rows - begin)
-            first, last = size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size
-            weights.append((last - first) / size)
-            if first == last:  # more workers than rows: run on one row with weight zero, so that all take part
-                first, last = 0, 1
-            indices.append(self._order(epoch)[begin + first : begin + last])
-            sizes.append(last - first)
-            rows.append(self._global_rows(first, last))
-        gathered = torch.cat(indices)
-        columns = [tensor.index_select(0, gathered).split(sizes) for tensor in self.tensors]
-        return Chunk(start, list(zip(*columns, strict=True)), rows, weights)
-
-    def _order(self, epoch: int) -> Tensor:
-        """The order of the rows in an epoch; made for many epochs at once where an epoch is short."""
-        first, orders = self._orders
-        if not first <= epoch < first + len(orders):
-            epochs = torch.arange(epoch, epoch + max(ORDERED_ROWS // self.num_rows, 1), dtype=torch.int32)
-            keys = counter.fold(self.seed, _ORDER_SITE, epochs)
-            assert isinstance(keys, Tensor)
-            first, orders = epoch, counter.permutations(keys, self.num_rows).to(self.tensors[0].device)
-            self._orders = first, orders
-        return orders[epoch - first]
-
-    def _global_rows(self, first: int, last: int) -> Tensor:
-        if (first, last) not in self._rows:
-            device = self.tensors[0].device
-            self._rows[first, last] = torch.arange(first, last, dtype=torch.int32, device=device)
-        return self._rows[first, last]
-
-
-_ORDER_SITE = -1  # the sites of a network count up from zero
 
 
 def run_chunk(family: Family, chunk: Chunk) -> ChunkResult:
@@ -258,21 +172,3 @@ def _result(chunk: Chunk, losses: list[Tensor], measured: Measured, seconds: flo
     for (offset, name), value in zip(names, values[len(losses) :], strict=False):
         metrics[chunk.first_step + offset][name] = value
     return ChunkResult(chunk.first_step, values[: len(losses)], metrics, seconds)
-
-
-class HeldOut:
-    """Batches of held-out rows in order; each worker takes a contiguous part, or all if workers outnumber rows."""
-
-    def __init__(self, tensors: Batch, *, batch_size: int, rank: int, world_size: int) -> None:
-        num_rows = len(tensors[0])
-        if num_rows < world_size:
-            rank, world_size = 0, 1
-        first, last = num_rows * rank // world_size, num_rows * (rank + 1) // world_size
-        self.tensors = tuple(tensor[first:last] for tensor in tensors)
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.tensors[0]) / self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return zip(*(tensor.split(self.batch_size) for tensor in self.tensors), strict=True)

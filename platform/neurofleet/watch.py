@@ -22,8 +22,9 @@ from torch import Tensor
 from neurofleet import checkpoint
 from neurofleet.errors import CheckpointError, DivergedError, StoppedError
 from neurofleet.families._base import Family
+from neurofleet.loaders import Loader
 from neurofleet.progress import Bar, Progress
-from neurofleet.steps import Chunk, ChunkLoader
+from neurofleet.steps import Chunk
 
 CHECKPOINTS = "checkpoints"  # in a run's folder
 Row = tuple[int, float, dict[str, float]]
@@ -47,7 +48,7 @@ class Watch(pl.Callback):
         self,
         *,
         folder: Path,
-        loader: ChunkLoader,
+        loader: Loader,
         tracker: Log | None,
         stopper: EarlyStopping | None,
         restore_best: bool,

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import neurofleet.run
 from neurofleet import experiment as experiments
-from neurofleet import steps
+from neurofleet import loaders
 from neurofleet.experiment import Experiment
 from neurofleet.spec import DataSpec
 from neurofleet.watch import Log
@@ -140,7 +140,7 @@ def ours(task: Task | Untimed, epochs: int, tracker: Log | None, overrides: list
 
 def our_order(task: Task) -> Callable[[int], Tensor]:
     """The order in which `run` visits the rows: with it, results must agree and not only resemble one another."""
-    loader = steps.ChunkLoader(
+    loader = loaders.ChunkLoader(
         task.train, batch_size=1, seed=0, max_epochs=1, epochs_per_round=1, cut_every=None, rank=0, world_size=1
     )
     return loader._order
