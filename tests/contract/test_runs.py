@@ -1,0 +1,108 @@
+"""What `run` promises for every family: workers end with the weights of one, and a cut run with those of a whole one.
+
+Each family trains twice over a dataset that it accepts (`FIRST` says which is taken, by preference), in float64.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from neurofleet import checkpoint, paths
+from neurofleet import experiment as experiments
+from neurofleet.run import run
+from neurofleet.spec import DataSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+FAMILIES = sorted(path.stem for path in (ROOT / "configs" / "family").glob("*.yaml"))
+FIRST = ("digits", "env/cartpole", "italy_power_demand")
+COMMON = ["trainer.precision=64-true", "trainer.max_epochs=2", "trainer.num_threads=1"]
+COMMON += ["trainer.checkpoint.every_n_minutes=null", "trainer.checkpoint.keep_last=1000"]
+BATCH = "data.batch_size=300"  # of 1,257 rows: five steps an epoch, the last a small one
+CUT = "trainer.checkpoint.every_n_steps=3"
+
+
+def accepts(family: str, data: str) -> bool:
+    if "/" in data:
+        return family in ("dqn", "ppo")
+    return family in experiments.fitting_families(DataSpec.load(paths.data() / data / "spec.json"))
+
+
+def composed(family: str) -> dict[str, Any]:
+    data = next(name for name in FIRST if accepts(family, name))
+    own = [] if "/" in data else [BATCH]
+    return experiments.compose([f"family={family}", f"data={data}", *COMMON, CUT, *own])
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return checkpoint.decode((folder / "weights.safetensors").read_bytes())[0]
+
+
+def difference(first: Path, second: Path) -> float:
+    left, right = weights(first), weights(second)
+    assert set(left) == set(right)
+    return max(float((left[name].double() - right[name].double()).abs().max()) for name in left)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Where a family was trained by one worker."""
+    folder = tmp_path_factory.mktemp("alone")
+    torch.set_num_threads(1)
+
+    def trained(family: str) -> Path:
+        if not (folder / family).exists():
+            run(composed(family), folder=folder / family)
+        return folder / family
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each family, where it was trained by two workers."""
+    folder = tmp_path_factory.mktemp("shared")
+    jobs = [{"experiment": composed(family), "folder": str(folder / family), "num_workers": 2} for family in FAMILIES]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    command = [sys.executable, str(ROOT / "tests" / "run_groups.py"), str(folder / "jobs.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_workers_end_with_the_weights_of_one(family: str, alone: Callable[[str], Path], shared: Path) -> None:
+    assert difference(alone(family), shared / family) < 1e-9
+    mine, theirs = (json.loads((folder / "history.json").read_text()) for folder in (alone(family), shared / family))
+    for row, other in zip(mine, theirs, strict=True):
+        assert other == pytest.approx(row, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cut_run_ends_with_the_weights_of_a_whole_one(
+    family: str, alone: Callable[[str], Path], tmp_path: Path
+) -> None:
+    index = json.loads((alone(family) / "checkpoints" / "index.json").read_text())
+    for place in (0, len(index) // 2):  # from the first checkpoint, and from the middle
+        folder = tmp_path / str(place)
+        shutil.copytree(alone(family), folder)
+        (folder / "weights.safetensors").unlink()
+        (folder / "checkpoints" / "index.json").write_text(json.dumps(index[: place + 1]))
+        run(composed(family), folder=folder, resume=True)
+        assert difference(folder, alone(family)) == 0
+        exhibits = [
+            checkpoint.decode((one / "exhibits.safetensors").read_bytes())[0] for one in (folder, alone(family))
+        ]
+        assert set(exhibits[0]) == set(exhibits[1])
+        assert all(torch.equal(exhibits[0][name], exhibits[1][name]) for name in exhibits[0])
