@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -229,8 +230,31 @@ def test_example_is_one_row_in_raw_units() -> None:
     ],
 )
 def test_signature_names_what_comes_out(spec: DataSpec, kinds: dict[str, str]) -> None:
-    outputs = release.signature(spec).outputs
+    outputs = release.signature(spec, None).outputs
     assert {column.name: column.type.name for column in outputs} == kinds
+
+
+def test_each_kind_has_an_example_that_it_takes() -> None:
+    kinds = {
+        "sequence": {"shape": (5, 2), "inputs": ("series",), "input_mean": (1.0, 2.0), "input_std": (1.0, 1.0)},
+        "text": {"shape": (6,), "inputs": ("review",), "tokenizer": "words", "vocabulary": ("good", "tea", "bad")},
+        "categorical": {"shape": (2,), "inputs": ("user", "item"), "cardinalities": (3, 4)},
+    }
+    for kind, fields in kinds.items():
+        spec = dataclasses.replace(TABLE, kind=kind, **fields)  # type: ignore[arg-type]
+        encoded = data.encode(release.example(spec), spec)
+        assert encoded.shape == (1, *spec.shape)
+        assert kind != "sequence" or encoded.abs().max() == 0, "the mean"
+        assert kind != "text" or encoded.tolist() == [[2, 3, 4, 0, 0, 0]]
+        described = release.signature(spec, None).inputs.to_dict()
+        assert [column["type"] for column in described] == {"text": ["string"], "categorical": ["long"] * 2}.get(
+            kind, ["tensor"]
+        )
+
+
+def test_a_family_may_name_its_outputs() -> None:
+    columns = release.signature(TABLE, ("row", "column")).outputs
+    assert {column.name: column.type.name for column in columns} == {"row": "double", "column": "double"}
 
 
 @pytest.mark.slow

@@ -13,12 +13,13 @@ import importlib.metadata
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from neurofleet import experiment as experiments
 from neurofleet import paths
 from neurofleet.errors import RunError
 from neurofleet.spec import DataSpec
@@ -70,7 +71,7 @@ def register(run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> i
             python_model=str(Path(__file__).with_name("model.py")),
             code_paths=[str(paths.PACKAGE)],
             artifacts={Path(file).stem: str(folder / file) for file in FILES},
-            signature=signature(spec),
+            signature=signature(spec, _output_names(folder, spec)),
             input_example=example(spec),
             pip_requirements=requirements(),
         )
@@ -81,6 +82,10 @@ def register(run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> i
                 "logged but not registered"
             )
         return _create_version(run_id, name, logged, tags)
+
+
+def _output_names(folder: Path, spec: DataSpec) -> Sequence[str] | None:
+    return experiments.build_family(experiments.load(folder / "experiment.yaml"), spec).output_names
 
 
 def _create_version(run_id: str, name: str, logged: Any, tags: Mapping[str, str]) -> int:
@@ -100,17 +105,24 @@ def _create_version(run_id: str, name: str, logged: Any, tags: Mapping[str, str]
 
 
 def example(spec: DataSpec) -> Any:
-    """One row in raw units, the mean of the training rows: a table with its column names, an image as bytes."""
+    """One row in raw units, the mean of the training rows: a table with its column names; an image as bytes, a
+    sequence as numbers; the first of the indices; the first words of the vocabulary."""
     if spec.kind == "image":
         mean = np.asarray(spec.input_mean).reshape(-1, *(1 for _ in spec.shape[1:]))
         return np.broadcast_to(mean.round(), spec.shape).astype(np.uint8)[None]
+    if spec.kind == "sequence":
+        return np.broadcast_to(np.asarray(spec.input_mean), spec.shape).astype(np.float64)[None]
     import pandas as pd
 
+    if spec.kind == "text":
+        return pd.DataFrame({spec.inputs[0]: [(" " if spec.tokenizer == "words" else "").join(spec.vocabulary[:5])]})
+    if spec.kind == "categorical":
+        return pd.DataFrame([[0] * len(spec.inputs)], columns=list(spec.inputs), dtype="int64")
     return pd.DataFrame([spec.input_mean], columns=list(spec.inputs), dtype="float64")
 
 
-def signature(spec: DataSpec) -> ModelSignature:
-    """What goes in and what `decode` gives out."""
+def signature(spec: DataSpec, output_names: Sequence[str] | None) -> ModelSignature:
+    """What goes in and what `decode` gives out; `output_names` are the family's."""
     import pandas as pd
     import torch
     from mlflow.models import ModelSignature
@@ -118,11 +130,13 @@ def signature(spec: DataSpec) -> ModelSignature:
 
     from neurofleet.data import decode
 
-    if spec.kind == "image":
-        inputs = Schema([TensorSpec(np.dtype("uint8"), (-1, *spec.shape))])
+    arrays = {"image": "uint8", "sequence": "float64"}
+    columns = {"text": "string", "categorical": "long"}
+    if spec.kind in arrays:
+        inputs = Schema([TensorSpec(np.dtype(arrays[spec.kind]), (-1, *spec.shape))])
     else:
-        inputs = Schema([ColSpec("double", name) for name in spec.inputs])
-    answer = decode(torch.zeros(1, spec.num_outputs), spec)
+        inputs = Schema([ColSpec(columns.get(spec.kind, "double"), name) for name in spec.inputs])
+    answer = decode(torch.zeros(1, len(output_names or ()) or spec.num_outputs), spec, output_names)
     kinds = {
         name: "double"
         if pd.api.types.is_float_dtype(column)

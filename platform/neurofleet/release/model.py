@@ -14,7 +14,7 @@ from neurofleet.spec import DataSpec
 
 
 class Release(PythonModel):
-    """In: a table with the spec's input columns, or images [N,*shape] of bytes.  Out: `data.decode`'s table."""
+    """In: a table with the spec's input columns, or images or sequences [N,*shape].  Out: `data.decode`'s table."""
 
     def load_context(self, context: Any) -> None:
         self.spec = DataSpec.load(Path(context.artifacts["spec"]))
@@ -28,7 +28,8 @@ class Release(PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         dtype = next(self.family.parameters()).dtype
         with torch.inference_mode():
-            inputs = data.encode(model_input, self.spec).to(dtype)
+            inputs = data.encode(model_input, self.spec)
+            inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
             outputs = torch.cat([self.family(batch) for batch in inputs.split(512)])
             return data.decode(outputs, self.spec, self.family.output_names)
 
