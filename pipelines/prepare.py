@@ -10,6 +10,7 @@ import argparse
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from neurofleet import paths
 from neurofleet.data.sources import WITHOUT_DEPENDENCIES
@@ -25,22 +26,27 @@ def names() -> list[str]:
     return sorted(path.stem for path in SOURCES.glob("*.py"))
 
 
-def load(name: str) -> Raw:
-    """Dataset `name` as its source has it."""
+def module(name: str) -> ModuleType:
+    """The file of dataset `name`."""
     if name not in names():
         raise DataError(f"prepare needs a known dataset, got {name!r}; {nearest(name, names())}")
     spec = importlib.util.spec_from_file_location(f"source_{name}", SOURCES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def load(name: str) -> Raw:
+    """Dataset `name` as its source has it."""
     try:
-        spec.loader.exec_module(module)
-        raw: Raw = module.load()
+        raw: Raw = module(name).load()
     except ModuleNotFoundError as error:
-        alone = error.name in WITHOUT_DEPENDENCIES
-        what = f"--no-deps {error.name}" if alone else "'neurofleet[data]'"
+        alone = WITHOUT_DEPENDENCIES.get(str(error.name))
+        package = f"--no-deps {alone}" if alone else "'neurofleet[data]'"
         raise DataError(
-            f"preparing {name!r} needs the package {error.name!r}; install it with: pip install {what}"
+            f"preparing {name!r} needs the package {error.name!r}; install it with: pip install {package}"
         ) from error
     return raw
 

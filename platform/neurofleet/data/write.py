@@ -37,7 +37,7 @@ class Raw:
     array [N] per target.
     `sizes`: rows per stage where rows are divided by their hash and not as 70/10/20.
     `stages`: the source's own division, row numbers of train, test, and val; without val an eighth of train is set
-    aside, by the hash.  A row may stand in none.
+    aside, by the hash.  A row may stand in none.  Classes are mixed; other rows stay in their order.
     """
 
     kind: Kind
@@ -100,13 +100,21 @@ def divide(raw: Raw) -> dict[str, np.ndarray]:
     if raw.stages is None:
         rows = np.arange(len(targets))
         return assign(rows, strata(targets, raw.task), raw.sizes or default_sizes(len(rows)), split=0)
-    if "val" in raw.stages:
-        return {stage: raw.stages[stage] for stage in STAGES}
-    train = raw.stages["train"]
-    val = round(len(train) / 8)
-    sizes = {"train": len(train) - val, "val": val, "test": 0}
-    parts = assign(train, strata(targets[train], raw.task), sizes, split=0)
-    return {"train": train[parts["train"]], "val": train[parts["val"]], "test": raw.stages["test"]}
+    stages = {stage: np.asarray(rows) for stage, rows in raw.stages.items()}
+    if "val" not in stages:
+        train = stages["train"]
+        val = round(len(train) / 8)
+        sizes = {"train": len(train) - val, "val": val, "test": 0}
+        parts = assign(train, strata(targets[train], raw.task), sizes, split=0)
+        stages |= {stage: train[parts[stage]] for stage in ("train", "val")}
+    if raw.task in ("binary", "multiclass", "multilabel"):
+        stages = {stage: _mixed(rows, targets[rows], raw.task) for stage, rows in stages.items()}
+    return {stage: stages[stage] for stage in STAGES}
+
+
+def _mixed(rows: np.ndarray, targets: np.ndarray, task: Task) -> np.ndarray:
+    """The same rows in the order of their hash, classes in proportion, so that the first of them stand for all."""
+    return rows[assign(rows, strata(targets, task), {"train": len(rows), "val": 0, "test": 0}, split=0)["train"]]
 
 
 def _table(raw: Raw) -> pa.Table:

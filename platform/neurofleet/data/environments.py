@@ -1,0 +1,179 @@
+"""Environments of gymnasium as data: nothing lies on disk, agents make their rows by acting (`acting.py`).
+
+gymnasium (the extra `agents`) is imported where an environment is made, and torch is not imported at all.  A config
+names an environment that some package registers; that package has to stand in `PACKAGES`, since importing runs code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from neurofleet.errors import ConfigError
+from neurofleet.spec import DataSpec
+
+if TYPE_CHECKING:
+    import gymnasium
+
+PACKAGES = ("gymnasium", "highway_env")
+RESERVED_SETTINGS = {"render_mode", "disable_env_checker", "max_episode_steps", "vectorization_mode"}
+
+
+class EnvironmentDataModule:
+    """An environment of `configs/data/env`.
+
+    In: `name` of the data; `package` and `environment`, who registers it and gymnasium's id; `settings` of its
+    constructor; names of the numbers of an `observation` and of the `actions` (null: they are numbered);
+    `num_environments` that stand side by side; `steps_per_epoch`, over all of them, so that an epoch means something;
+    `batch_size` rows per optimizer step; `num_episodes` of a validation, and of the test; `reward_scale`, a factor on
+    what agents learn from (returns are reported without it); `animate`, whether an episode is drawn in the end.
+    Raises ConfigError for an impossible value, or where the package is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        package: str,
+        environment: str,
+        settings: Mapping[str, Any],
+        observation: Sequence[str] | None,
+        actions: Sequence[str] | None,
+        num_environments: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        num_episodes: int,
+        reward_scale: float,
+        animate: bool,
+    ) -> None:
+        for key, count in (
+            ("num_environments", num_environments),
+            ("steps_per_epoch", steps_per_epoch),
+            ("batch_size", batch_size),
+            ("num_episodes", num_episodes),
+        ):
+            if isinstance(count, bool) or count < 1:
+                raise ConfigError(f"data.{key} needs a whole number of at least 1, got {count!r}")
+        if package not in PACKAGES:
+            raise ConfigError(f"data.package needs one of {', '.join(PACKAGES)}, got {package!r}")
+        if not re.fullmatch(r"[\w./-]+-v\d+", environment):  # `module:id` would import any module
+            raise ConfigError(f"data.environment needs gymnasium's id of one, as in CartPole-v1, got {environment!r}")
+        if RESERVED_SETTINGS & set(settings):
+            raise ConfigError(f"data.settings may not hold {', '.join(sorted(RESERVED_SETTINGS & set(settings)))}")
+        if not reward_scale > 0:
+            raise ConfigError(f"data.reward_scale needs a number above 0, got {reward_scale!r}")
+        self.name, self.package, self.environment, self.settings = name, package, environment, dict(settings)
+        self.num_environments, self.steps_per_epoch = num_environments, steps_per_epoch
+        self.batch_size, self.num_episodes = batch_size, num_episodes
+        self.reward_scale, self.animate = float(reward_scale), animate
+        self._names = observation, actions
+
+    def make(self, *, render: bool = False) -> gymnasium.Env[Any, Any]:
+        """The environment itself; observations other than arrays of one to three axes are flattened."""
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+        for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):  # pictures are drawn in memory, on any machine
+            os.environ.setdefault(driver, "dummy")
+        with warnings.catch_warnings():
+            # Third parties' own; as an error, one of them (SWIG's in Box2D) would end the process.
+            warnings.simplefilter("ignore")
+            try:
+                import gymnasium
+
+                if self.package != "gymnasium":
+                    gymnasium.register_envs(importlib.import_module(self.package))
+                mode = "rgb_array" if render else None
+                made = gymnasium.make(self.environment, disable_env_checker=True, render_mode=mode, **self.settings)
+            except ImportError as error:
+                raise ConfigError(
+                    f"data.environment={self.environment} needs what is not installed ({error}); "
+                    "install it with: pip install 'neurofleet[agents]'"
+                ) from error
+            except (gymnasium.error.Error, TypeError) as error:
+                raise ConfigError(f"data.environment={self.environment} cannot be made: {error}") from error
+        space = made.observation_space
+        if not isinstance(space, gymnasium.spaces.Box) or not 1 <= len(space.shape) <= 3:
+            return gymnasium.wrappers.FlattenObservation(made)
+        return made
+
+    @cached_property
+    def _spaces(self) -> tuple[Any, Any]:
+        made = self.make()
+        made.close()
+        return made.observation_space, made.action_space
+
+    @cached_property
+    def spec(self) -> DataSpec:
+        """`num_rows` are steps of an epoch in train, and episodes in val and test."""
+        import gymnasium
+
+        observations, actions = self._spaces
+        discrete = isinstance(actions, gymnasium.spaces.Discrete)
+        if not discrete and not (isinstance(actions, gymnasium.spaces.Box) and len(actions.shape) == 1):
+            raise ConfigError(f"agents need one of several actions, or a row of numbers; {self.name} has {actions}")
+        num_inputs = int(np.prod(observations.shape))
+        names = self._named("observation", self._names[0], num_inputs)
+        acts = self._named("actions", self._names[1], int(actions.n if discrete else actions.shape[0]))
+        middle, half = ([], []) if discrete else _range(actions)
+        return DataSpec(
+            name=self.name,
+            kind="environment",
+            task="control",
+            shape=tuple(observations.shape),
+            inputs=names,
+            targets=() if discrete else acts,
+            classes=acts if discrete else (),
+            vocabulary=(),
+            tokenizer="",
+            cardinalities=(),
+            input_mean=(0.0,) * observations.shape[-1],
+            input_std=(1.0,) * observations.shape[-1],
+            target_mean=tuple(middle),
+            target_std=tuple(half),
+            split="official",
+            num_rows={"train": self.steps_per_epoch, "val": self.num_episodes, "test": self.num_episodes},
+            source=f"{self.package} {importlib.metadata.version(self.package.replace('_', '-'))}: {self.environment}",
+        )
+
+    def _named(self, key: str, names: Sequence[str] | None, size: int) -> tuple[str, ...]:
+        if names is None:
+            return tuple(f"{key.removesuffix('s')}_{index}" for index in range(size))
+        if len(names) != size:
+            raise ConfigError(f"data.{key} needs {size} names for {self.environment}, got {len(names)}; or set it null")
+        return tuple(names)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that decides how the environment behaves, as far as it can be known from outside."""
+        spec = self.spec
+        decides = (spec.source, importlib.metadata.version("gymnasium"), self.settings, spec.shape, spec.num_outputs)
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def folder(self) -> str:
+        """Where the data come from, in the place of a dataset's folder."""
+        return f"{self.package}:{self.environment}"
+
+    def commands(self, actions: np.ndarray) -> np.ndarray:
+        """An agent's actions in the environment's terms: indices, or standardised numbers back in their range."""
+        _, space = self._spaces
+        if self.spec.classes:
+            return actions.astype(np.int64) + space.start
+        values = np.asarray(self.spec.target_mean) + np.asarray(self.spec.target_std) * actions
+        return np.clip(values, space.low, space.high).astype(space.dtype)
+
+
+def _range(actions: Any) -> tuple[list[float], list[float]]:
+    """The middle and half the width of each action's range; 0 and 1 where that has no end."""
+    low, high = actions.low.astype(np.float64), actions.high.astype(np.float64)
+    bounded = np.isfinite(low) & np.isfinite(high)
+    low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+    return ((low + high) / 2).tolist(), ((high - low) / 2).tolist()
