@@ -90,6 +90,7 @@ class Loader(ABC):
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Raises CheckpointError where that cannot be."""
+        assert not tensors, f"{type(self).__name__} keeps nothing, got {sorted(tensors)}"
 
     # The part of a global batch that is this worker's.
 

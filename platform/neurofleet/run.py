@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -24,18 +24,16 @@ from pytorch_lightning.callbacks import EarlyStopping
 
 from neurofleet import checkpoint, workers
 from neurofleet import experiment as experiments
-from neurofleet.data import ParquetDataModule
+from neurofleet.data import EnvironmentDataModule, ParquetDataModule
 from neurofleet.errors import ConfigError, nearest
 from neurofleet.experiment import Experiment
 from neurofleet.families._base import Family
-from neurofleet.loaders import ChunkLoader, HeldOut
 from neurofleet.steps import Batch
+from neurofleet.supply import Supply
+from neurofleet.supply import supply as make_supply
 from neurofleet.trainer import DTYPES, TrainerConfig
 from neurofleet.watch import CHECKPOINTS, Log, Watch
 from neurofleet.workers import Group
-
-EVALUATION_ROWS = 512  # in a batch of held-out rows, at least
-EXHIBITED_ROWS = 2048  # as many test rows as a family gets to see for its figures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,17 +53,13 @@ class Plan:
 
     experiment: Experiment
     config: TrainerConfig
-    data: ParquetDataModule
+    data: ParquetDataModule | EnvironmentDataModule
     family: Family
+    supply: Supply
 
     @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.family.parameters())
-
-    def tensors(self, stage: str, device: torch.device) -> Batch:
-        dtype = DTYPES[self.config.precision]
-        rows = self.data.rows(stage)
-        return tuple(tensor.to(device, dtype if tensor.is_floating_point() else None) for tensor in rows)
 
 
 def plan(experiment: Experiment) -> Plan:
@@ -79,23 +73,24 @@ def plan(experiment: Experiment) -> Plan:
     if experiment["launcher"].get("name") == "local" and config.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("trainer.accelerator=gpu needs a CUDA device, and this machine has none; use auto or cpu")
     data = experiments.build_data(experiment)
-    rows = {stage: len(data.rows(stage).targets) for stage in ("train", "val", "test")}
-    family = experiments.build_family(experiment, data.spec).to(DTYPES[config.precision])
+    dtype = DTYPES[config.precision]
+    family = experiments.build_family(experiment, data.spec).to(dtype)
+    supply = make_supply(data, family, dtype)
     if config.early_stopping is not None:
         monitor, known = config.early_stopping["monitor"], [f"val/{name}" for name in family.score_names]
-        if not rows["val"]:
+        if not supply.validates:
             raise ConfigError("trainer.early_stopping needs validation rows, got none; use data.train_splits=[train]")
         if monitor not in known:
             hint = nearest(monitor, known)
             raise ConfigError(f"trainer.early_stopping.monitor needs a metric that is there, got {monitor!r}; {hint}")
     family.recipe = experiments.build_recipe(
         experiment,
-        num_steps=-(-rows["train"] // data.batch_size) * config.max_epochs,
+        num_steps=supply.steps_per_epoch * config.max_epochs,
         log_every_n_steps=config.log_every_n_steps,
         gradient_clip_val=config.gradient_clip_val,
     )
     family.automatic_optimization = False
-    return Plan(experiment, config, data, family)
+    return Plan(experiment, config, data, family, supply)
 
 
 def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, resume: bool = False) -> Result:
@@ -113,6 +108,7 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
     began = time.monotonic()
     planned = plan(experiment)
     num_parameters, group = planned.num_parameters, Group.current()
+    place = {"rank": group.rank, "world_size": group.size}
     if resume:
         _need_same(planned.experiment, folder)
     elif checkpoint.exists(folder / CHECKPOINTS):
@@ -135,10 +131,10 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
         if resume and checkpoint.exists(watch.folder):
             watch.restore(family, *checkpoint.load(watch.folder))
         if not watch.finished:
-            _fit(trainer, family, watch, _held_out(planned, "val", family.device, group))
+            _fit(trainer, family, watch, planned.supply.held_out("val", family.device, **place))
         if watch.best:
             family.load_state_dict(watch.best)
-        metrics = watch.verdict | _test(trainer, family, _held_out(planned, "test", family.device, group))
+        metrics = watch.verdict | _test(trainer, family, planned.supply.held_out("test", family.device, **place))
     if tracker is not None:
         test = {name: value for name, value in metrics.items() if name.startswith("test/")}
         tracker.log_many([(watch.step, watch.step / watch.loader.steps_per_epoch, test)])
@@ -169,9 +165,8 @@ def _watch(
     planned: Plan, folder: Path, tracker: Log | None, stopper: EarlyStopping | None, device: torch.device, group: Group
 ) -> Watch:
     config, experiment = planned.config, planned.experiment
-    loader = ChunkLoader(
-        planned.tensors("train", device),
-        batch_size=planned.data.batch_size,
+    loader = planned.supply.loader(
+        device,
         seed=experiment["seed"],
         max_epochs=config.max_epochs,
         epochs_per_round=config.check_val_every_n_epoch,
@@ -192,15 +187,7 @@ def _watch(
     )
 
 
-def _held_out(planned: Plan, stage: str, device: torch.device, group: Group) -> HeldOut | None:
-    tensors = planned.tensors(stage, device)
-    if len(tensors[0]) == 0:
-        return None
-    batch_size = max(planned.data.batch_size, EVALUATION_ROWS)
-    return HeldOut(tensors, batch_size=batch_size, rank=group.rank, world_size=group.size)
-
-
-def _fit(trainer: pl.Trainer, family: Family, watch: Watch, val: HeldOut | None) -> None:
+def _fit(trainer: pl.Trainer, family: Family, watch: Watch, val: Iterable[Batch] | None) -> None:
     loop, loader = trainer.fit_loop, watch.loader
     # A Lightning epoch is one round. After a checkpoint both of Lightning's counts go on from where it was written.
     loop.max_epochs = -(-loader.num_steps // loader.steps_per_round)
@@ -215,7 +202,7 @@ def _fit(trainer: pl.Trainer, family: Family, watch: Watch, val: HeldOut | None)
             raise KeyboardInterrupt from None
 
 
-def _test(trainer: pl.Trainer, family: Family, test: HeldOut | None) -> dict[str, float]:
+def _test(trainer: pl.Trainer, family: Family, test: Iterable[Batch] | None) -> dict[str, float]:
     if test is None:
         return {}
     (metrics,) = trainer.test(family, test, verbose=False)
@@ -225,21 +212,16 @@ def _test(trainer: pl.Trainer, family: Family, test: HeldOut | None) -> dict[str
 def _leave(folder: Path, planned: Plan, watch: Watch) -> None:
     """What a run leaves behind for figures, releases and readers; every worker helps, since weights may be sharded."""
     family = planned.family.eval()
-    inputs, targets = planned.tensors("test", family.device)
     with torch.inference_mode():
-        outputs = torch.cat([family(batch) for batch in inputs.split(EVALUATION_ROWS)])
         # Pictures of weights need whole ones.
-        shown = (
-            {}
-            if checkpoint.is_sharded(family)
-            else family.exhibits((inputs[:EXHIBITED_ROWS], targets[:EXHIBITED_ROWS]))
-        )
+        exhibit = not checkpoint.is_sharded(family)
+        predictions, shown = planned.supply.leave(watch.loader, watch.history, exhibit=exhibit)
     exhibits = {f"{picture}/{name}": array for picture, arrays in shown.items() for name, array in arrays.items()}
     weights = checkpoint.gathered(family.state_dict())
     if watch.writer:
         checkpoint.save_weights(folder / "exhibits.safetensors", exhibits)
         checkpoint.save_weights(folder / "weights.safetensors", weights)
-        checkpoint.save_weights(folder / "predictions.safetensors", {"outputs": outputs, "targets": targets})
+        checkpoint.save_weights(folder / "predictions.safetensors", predictions)
         checkpoint.write(folder / "history.json", json.dumps(watch.history).encode())
 
 

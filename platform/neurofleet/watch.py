@@ -124,6 +124,7 @@ class Watch(pl.Callback):
         total, count = self._round_loss
         row = {"train/loss_epoch": total / count}
         row |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        row |= self.loader.scores()
         self._require_finite(pl_module, row)
         self._round_loss = (0.0, 0)
         self._latest |= row
@@ -183,6 +184,8 @@ class Watch(pl.Callback):
         tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors |= checkpoint.pack_optimizer(trainer.optimizers[0])
+        loader_tensors, loader_state = self.loader.state()
+        tensors |= {f"loader.{name}": tensor for name, tensor in loader_tensors.items()}
         tensors = checkpoint.gathered(tensors)
         state = {
             "experiment": self.experiment_digest,
@@ -191,6 +194,7 @@ class Watch(pl.Callback):
             "history": self.history,
             "verdict": self.verdict,
             "round_loss": self._round_loss,
+            "loader": loader_state,
             "stopper": None if self.stopper is None else _plain(self.stopper.state_dict()),
         }
         if self.writer:
@@ -210,6 +214,7 @@ class Watch(pl.Callback):
         self.history = state["history"]
         self.verdict = state["verdict"]
         self._round_loss = tuple(state["round_loss"])
+        self.loader.restore(_strip(tensors, "loader."), state["loader"])
         if self.stopper is not None and state["stopper"] is not None:
             best_score = torch.tensor(state["stopper"]["best_score"], dtype=torch.float64)
             self.stopper.load_state_dict(state["stopper"] | {"best_score": best_score})

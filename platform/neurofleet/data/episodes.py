@@ -87,7 +87,9 @@ def film(
     every = max((limit or 10 * NUM_FRAMES) // NUM_FRAMES, 1)
     seen, _ = environment.reset(seed=seeds("test", 1)[0])
     told: dict[str, list[Tensor]] = {"observations": [], "outputs": []}
-    frames, rewards, over = [], [], False
+    frames: list[np.ndarray] = []
+    rewards: list[float] = []
+    over = False
     while not over:
         if module.animate and len(rewards) % every == 0:
             frames.append(_frame(module, environment.render()))
@@ -122,6 +124,6 @@ def _plain(command: np.ndarray) -> int | np.ndarray:
 
 def greedy_history(history: Sequence[dict[str, float]]) -> dict[str, Tensor]:
     """Steps in the environments, and the mean greedy return, of each validation."""
-    rows = [(row["train/environment_steps"], row["val/return"]) for row in history if "val/return" in row]
-    columns = torch.tensor(rows, dtype=torch.float64).view(-1, 2).T
-    return {"greedy_steps": columns[0].contiguous(), "greedy_returns": columns[1].contiguous()}
+    rows = [row for row in history if "val/return" in row]
+    columns = {"greedy_steps": "train/environment_steps", "greedy_returns": "val/return"}
+    return {name: torch.tensor([row[metric] for row in rows], dtype=torch.float64) for name, metric in columns.items()}

@@ -66,7 +66,9 @@ class Lanes:
         """Take an agent's actions [E] or [E,A]; where an episode ends the next one begins."""
         commands = self.module.commands(actions)
         outcomes = [self._take(lane, commands[lane, ...]) for lane in range(len(commands))]
-        rewards, terminated, truncated = (np.array(column) for column in zip(*outcomes, strict=True))
+        rewards = np.array([reward for reward, _, _ in outcomes])
+        terminated = np.array([one for _, one, _ in outcomes])
+        truncated = np.array([one for *_, one in outcomes])
         next_observations, ended = self.observations.copy(), []
         for lane in np.flatnonzero(terminated | truncated).tolist():
             ended.append((self.returns[lane], len(self.taken[lane])))
@@ -75,7 +77,7 @@ class Lanes:
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         commands = [command for taken in self.taken for command in taken]
-        empty = self.module.commands(np.zeros((0, *self.environments[0].action_space.shape)))
+        empty = self.module.commands(np.zeros((0, *(self.environments[0].action_space.shape or ()))))
         arrays = {"commands": np.stack(commands) if commands else empty, "observations": self.observations}
         return arrays, {"episodes": self.episodes, "lengths": [len(taken) for taken in self.taken]}
 

@@ -18,11 +18,16 @@ Experiment = dict[str, Any]
 # never by a config) adds a user's own families.
 TARGETS = frozenset(
     {
+        "neurofleet.data.EnvironmentDataModule",
         "neurofleet.data.ParquetDataModule",
+        "neurofleet.families.autoencoder.Autoencoder",
         "neurofleet.families.cnn.CNN",
+        "neurofleet.families.dqn.DQN",
         "neurofleet.families.gan.GAN",
         "neurofleet.families.mlp.MLP",
+        "neurofleet.families.ppo.PPO",
         "neurofleet.families.rbf.RBF",
+        "neurofleet.families.rnn.RNN",
         "neurofleet.families.transformer.Transformer",
         "neurofleet.trainer.TrainerConfig",
         "neurofleet.schedule.Constant",

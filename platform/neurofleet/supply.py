@@ -1,0 +1,110 @@
+"""Supply: where the batches of a run come from: the rows of a dataset, or what an agent makes of an environment."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neurofleet.data import EnvironmentDataModule, ParquetDataModule
+from neurofleet.data.acting import ActingLoader, acting_loader
+from neurofleet.data.episodes import HeldOutEpisodes, film, greedy_history
+from neurofleet.families._agent import Agent
+from neurofleet.families._base import Family
+from neurofleet.loaders import ChunkLoader, HeldOut, Loader
+from neurofleet.steps import Batch
+
+EVALUATION_ROWS = 512  # in a batch of held-out rows, at least
+EXHIBITED_ROWS = 2048  # as many test rows as a family gets to see for its figures
+
+Tensors = Mapping[str, Tensor]
+Exhibits = Mapping[str, Tensors]
+
+
+class Supply(ABC):
+    """`steps_per_epoch` counts optimizer steps; `validates` says whether there is something to validate on."""
+
+    steps_per_epoch: int
+    validates: bool
+
+    @abstractmethod
+    def loader(self, device: torch.device, **settings: Any) -> Loader:
+        """What to train on; `settings` are those of `Loader`."""
+
+    @abstractmethod
+    def held_out(
+        self, stage: str, device: torch.device, *, rank: int, world_size: int
+    ) -> HeldOut | HeldOutEpisodes | None:
+        """What `val` or `test` is measured on, if there is anything."""
+
+    @abstractmethod
+    def leave(self, loader: Loader, history: Sequence[dict[str, float]], *, exhibit: bool) -> tuple[Tensors, Exhibits]:
+        """What the trained family says of test data, and what there is to look at if `exhibit`."""
+
+
+class RowSupply(Supply):
+    """The rows of a dataset; read and checked as this is built."""
+
+    def __init__(self, data: ParquetDataModule, family: Family, dtype: torch.dtype) -> None:
+        self.data, self.family, self.dtype = data, family, dtype
+        rows = {stage: len(data.rows(stage).targets) for stage in ("train", "val", "test")}
+        self.validates = rows["val"] > 0
+        self.steps_per_epoch = -(-rows["train"] // data.batch_size)
+
+    def tensors(self, stage: str, device: torch.device) -> Batch:
+        rows = self.data.rows(stage)
+        return tuple(tensor.to(device, self.dtype if tensor.is_floating_point() else None) for tensor in rows)
+
+    def loader(self, device: torch.device, **settings: Any) -> Loader:
+        return ChunkLoader(self.tensors("train", device), batch_size=self.data.batch_size, **settings)
+
+    def held_out(self, stage: str, device: torch.device, *, rank: int, world_size: int) -> HeldOut | None:
+        tensors = self.tensors(stage, device)
+        if len(tensors[0]) == 0:
+            return None
+        batch_size = max(self.data.batch_size, EVALUATION_ROWS)
+        return HeldOut(tensors, batch_size=batch_size, rank=rank, world_size=world_size)
+
+    def leave(self, loader: Loader, history: Sequence[dict[str, float]], *, exhibit: bool) -> tuple[Tensors, Exhibits]:
+        inputs, targets = self.tensors("test", self.family.device)
+        outputs = torch.cat([self.family(batch) for batch in inputs.split(EVALUATION_ROWS)])
+        shown = self.family.exhibits((inputs[:EXHIBITED_ROWS], targets[:EXHIBITED_ROWS])) if exhibit else {}
+        return {"outputs": outputs, "targets": targets}, shown
+
+
+class EpisodeSupply(Supply):
+    """Episodes in an environment.  What is left of the test is its first episode: what was seen, and said to it."""
+
+    validates = True
+
+    def __init__(self, data: EnvironmentDataModule, agent: Agent, dtype: torch.dtype) -> None:
+        self.data, self.agent, self.dtype = data, agent, dtype
+        self.steps_per_epoch = agent.collection.updates(data.steps_per_epoch, data.num_environments, data.batch_size)
+
+    def loader(self, device: torch.device, **settings: Any) -> Loader:
+        return acting_loader(self.data, self.agent, dtype=self.dtype, device=device, **settings)
+
+    def held_out(self, stage: str, device: torch.device, *, rank: int, world_size: int) -> HeldOutEpisodes:
+        return HeldOutEpisodes(
+            self.data, self.agent, stage, dtype=self.dtype, device=device, rank=rank, world_size=world_size
+        )
+
+    def leave(self, loader: Loader, history: Sequence[dict[str, float]], *, exhibit: bool) -> tuple[Tensors, Exhibits]:
+        assert isinstance(loader, ActingLoader)
+        predictions, animation = film(self.data, self.agent, dtype=self.dtype, device=self.agent.device)
+        curve = {
+            "episode_steps": torch.tensor([steps for steps, _, _ in loader.ended], dtype=torch.float64),
+            "episode_returns": torch.tensor([one for _, one, _ in loader.ended], dtype=torch.float64),
+        }
+        shown = {"return_curve": curve | greedy_history(history), "animation": animation}
+        return predictions, {picture: arrays for picture, arrays in shown.items() if arrays}
+
+
+def supply(data: ParquetDataModule | EnvironmentDataModule, family: Family, dtype: torch.dtype) -> Supply:
+    if isinstance(data, EnvironmentDataModule):
+        assert isinstance(family, Agent), "no other family accepts an environment"
+        return EpisodeSupply(data, family, dtype)
+    return RowSupply(data, family, dtype)
