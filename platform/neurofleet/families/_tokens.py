@@ -53,7 +53,7 @@ class PatchTokens(nn.Module):
             [by_row[:, None].expand(-1, self.grid[1], -1), by_column[None].expand(self.grid[0], -1, -1)], dim=2
         )
         self.register_buffer("places_TD", places.flatten(0, 1), persistent=False)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images_BCYX: Tensor) -> tuple[Tensor, None]:
         if self.stem is not None:
