@@ -95,6 +95,17 @@ class RandomAffine:
         rows = torch.stack(
             [cosine, -sine * proportion, shift[:, 0], sine / proportion, cosine, shift[:, 1]], dim=1
         ).view(-1, 2, 3)
-        grid = F.affine_grid(rows, list(images.shape), align_corners=False)
+        height, width = images.shape[2:]
+        # `F.affine_grid`, which a stack of trials cannot run: torch 2.13 has no rule for it under `vmap`.
+        grid = (_places(height, width, images) @ rows.mT).unflatten(1, (height, width))
         # Standardised images have a background that is not zero: the border's value fills what comes into view.
         return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _places(height: int, width: int, like: Tensor) -> Tensor:
+    """The middles of all pixels as (x, y, 1), the image's sides at -1 and 1: [height * width, 3]."""
+    down, across = (
+        (torch.arange(size, dtype=like.dtype, device=like.device) * 2 + 1) / size - 1 for size in (height, width)
+    )
+    y, x = torch.meshgrid(down, across, indexing="ij")
+    return torch.stack([x, y, torch.ones_like(x)], dim=-1).view(-1, 3)
