@@ -53,6 +53,7 @@ down: install ## end the platform that `make demo` or `neurofleet up` started
 data: install ## prepare every dataset that dvc.yaml names
 	@echo "preparing data/ (dvc repro)"
 	@dvc repro --quiet
+	@[[ -d data/speech ]] || echo "left out: data/speech, whose clips are a Debian package (neurofleet data prepare speech says which)"
 
 .PHONY: lint
 lint: install ## ruff, mypy and the import contracts
