@@ -1,7 +1,7 @@
 """5,000 reviews of food bought from Amazon: is the score great (five stars) or another?
 
 The division is modeldata's own, 4,000 and 1,000.  A text that stands in train twice, or in test too, is left out of
-train: 27 rows.  Line breaks (`<br />`) become blanks.  Half of the reviews have at most 60 words, four in five at most
+train: 27 rows.  Line breaks (`<br />`) become blanks.  Half of the reviews have at most 60 words, five in six at most
 128: what comes later is not read.  A word is in the vocabulary if it is among the 4,000 most frequent of train, which
 are 96 in 100 of its words.
 """

@@ -23,7 +23,7 @@ TRIES = 32  # that a second digit is none of 32 drawn ones happens once in 10^32
 def pair(digits: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """For each row the places [N,2] of two digits of different classes among `digits` (places into `labels`).
 
-    The first goes round all digits, the second is the first drawn one of another class.
+    The first goes round all digits (in an order that mixes the classes), the second is the first drawn one of another class.
     """
     first = digits[rows % len(digits)]
     drawn = digits[np.stack([keys(rows, split=turn) % np.uint64(len(digits)) for turn in range(TRIES)], axis=1)]
@@ -48,7 +48,7 @@ def load() -> Raw:
     parts = assign(np.arange(len(labels)), labels, DIGITS, split=0)
     ends = np.cumsum(list(PAIRS.values()))
     stages = dict(zip(PAIRS, np.split(np.arange(ends[-1]), ends[:-1]), strict=True))
-    places = np.concatenate([pair(np.sort(parts[stage]), labels, rows) for stage, rows in stages.items()])
+    places = np.concatenate([pair(parts[stage], labels, rows) for stage, rows in stages.items()])
     rows = np.arange(len(places))
     fields = sum(moved(images[places[:, turn], 0], rows, turn) for turn in range(2))
     shown = (labels[places][:, :, None] == np.arange(10)).any(axis=1)

@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from neurofleet import experiment, paths
+from neurofleet.data.catalog import NEEDS
 from neurofleet.errors import MismatchError
 from neurofleet.spec import DataSpec
 
@@ -42,7 +43,10 @@ def targets_in(node: Any) -> Iterator[str]:
 
 
 def spec_of(name: str) -> DataSpec:
-    return DataSpec.load(paths.data() / name / "spec.json")
+    path = paths.data() / name / "spec.json"
+    if name in NEEDS and not path.exists():
+        pytest.skip(f"{name} is not prepared: it needs {NEEDS[name]}")
+    return DataSpec.load(path)
 
 
 CHOICES = [
@@ -76,9 +80,10 @@ def test_each_family_builds_for_each_dataset_that_fits(family: str, data: str) -
 
 @pytest.mark.parametrize("data", options("data"))
 def test_each_dataset_builds(data: str) -> None:
+    spec = spec_of(data)
     module = experiment.build_data(experiment.compose([f"data={data}"]))
     assert module.spec.name == data
-    assert module.spec == spec_of(data)
+    assert module.spec == spec
 
 
 @pytest.mark.parametrize("optimizer", options("optimizer"))

@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet
 import pytest
 import yaml
 from rich.console import Console
 
 from neurofleet.data import catalog
 from neurofleet.data.digest import folder_digest
+from neurofleet.data.texts import tokenise
 from neurofleet.errors import DataError
 
 
@@ -38,7 +41,8 @@ def test_the_listing_names_shipped_and_own_datasets_with_their_state(project: Pa
     shipped = {"breast_cancer", "diabetes", "digits", "email", "mnist5k", "wine"}
     assert {name for name, state in states.items() if state == "missing"} >= shipped
     own = {name: state for name, state in states.items() if state != "missing"}
-    assert own == {"amounts": "untracked", "pictures": "untracked", "tags": "prepared", "yes_no": "modified"}
+    assert own == dict.fromkeys(own, "untracked") | {"tags": "prepared", "yes_no": "modified"}
+    assert {"amounts", "notes", "pictures", "tags", "yes_no"} <= set(own)
 
 
 def test_a_changed_file_makes_a_dataset_modified(project: Path) -> None:
@@ -86,7 +90,11 @@ def test_the_printed_listing(project: Path, console: Console) -> None:
     (tags,) = [line for line in lines if " tags " in line]
     for word in ("prepared", "multilabel", "tabular", "70", "10", "20", folder_digest(project / "data" / "tags")[:12]):
         assert f" {word} " in tags
-    assert lines[-1] == "make a missing one with: neurofleet data prepare basic_motions"
+    text = " ".join(lines)
+    assert (
+        "make a missing one with: neurofleet data prepare basic_motions speech needs the clips of five Debian" in text
+    )
+    assert "apt-get install asterisk-core-sounds-en-wav" in text
 
 
 def test_the_printed_page_of_a_dataset(project: Path, console: Console) -> None:
@@ -97,6 +105,31 @@ def test_the_printed_page_of_a_dataset(project: Path, console: Console) -> None:
     assert "15 (75.0%)" in text
     assert "inputs tabular 3: wide, narrow, constant" in text
     assert "scaled" in text
+
+
+def note_texts(path: Path) -> list[str]:
+    return pyarrow.parquet.read_table(path).column("note").to_pylist()
+
+
+def test_pages_of_other_kinds_say_how_long_rows_are(project: Path) -> None:
+    console = Console(file=io.StringIO(), width=300)
+    for name in ("notes", "tale", "tracks", "places", "faces"):
+        catalog.print_description(name, console)
+    text = " ".join(printed(console).replace("│", " ").split())
+    assert "inputs text 6: note, 5 different words" in text  # and none of them
+    lengths = catalog.describe("notes")["lengths"]["train"]
+    whole = [len(tokenise(note, "words")) for note in note_texts(project / "data" / "notes" / "train.parquet")]
+    assert lengths == {
+        "min": min(whole), "median": np.median(whole), "max": 8, "longer": np.mean(np.array(whole) > 6), "unknown": 0
+    }  # fmt: skip
+    assert f"tokens 1 to 8, median {np.median(whole):g}; {lengths['longer']:.1%} longer than read, 0.00% un" in text
+    assert "inputs text 8: text, 26 different characters" in text
+    assert "tokens to predict 490 70 140" in text
+    assert "steps 1 to 5, median 3" in text
+    assert "inputs categorical 2: user (5), item (7)" in text
+    assert "split official (has to be kept)" in text
+    assert "identities 3 of 10 to 10 rows 1 of 10 to 10 rows 2 of 10 to 10 rows" in text
+    assert catalog.describe("notes")["spec"]["vocabulary"] == 5
 
 
 def test_outside_a_checkout_nothing_is_tracked(datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:

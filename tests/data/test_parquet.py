@@ -166,6 +166,37 @@ def test_impossible_values_are_refused(change: dict[str, object], message: str, 
         module(**change)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["tale", "tracks", "faces"])
+def test_a_division_of_the_source_s_own_is_kept(name: str, datasets: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"data.split needs to be 0 for '{name}', got 3: .*; set data.split=0$"):
+        module(name, split=3)
+    refit = module(name, train_splits=("train", "val"))
+    assert len(refit.rows("train").inputs) == sum(refit.spec.num_rows.values()) - len(refit.rows("test").inputs)
+    assert row_numbers(refit)["test"] == row_numbers(module(name))["test"]
+
+
+def test_without_a_val_of_the_source_s_own_an_eighth_of_train_is_set_aside(datasets: Path) -> None:
+    data = module("tracks")
+    numbers = row_numbers(data)
+    assert sorted(numbers["train"] + numbers["val"]) == list(range(80))
+    assert sorted(numbers["test"]) == list(range(80, 100))
+    for stage, size in (("train", 70), ("val", 10), ("test", 20)):
+        counts = torch.bincount(data.rows(stage).targets, minlength=4)
+        assert counts.sum() == size
+        assert counts.max() - counts.min() <= 1
+        first = torch.bincount(data.rows(stage).targets[:8], minlength=4)  # classes are mixed
+        assert first.tolist() == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["notes", "places"])
+def test_indices_and_texts_are_divided_anew_like_numbers(name: str, datasets: Path) -> None:
+    disk, other = module(name), module(name, split=2)
+    assert sorted(row for rows in row_numbers(other).values() for row in rows) == list(range(100))
+    assert row_numbers(other)["test"] != row_numbers(disk)["test"]
+    assert other.spec.vocabulary == disk.spec.vocabulary
+    assert other.rows("train").inputs.dtype == torch.int64
+
+
 def test_an_unknown_stage_is_refused(datasets: Path) -> None:
     with pytest.raises(ConfigError, match="a stage out of train, val, test, got 'validation'"):
         module().rows("validation")

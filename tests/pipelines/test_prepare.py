@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 
+from neurofleet.data.catalog import NEEDS
 from neurofleet.data.digest import file_digest, folder_digest
 from neurofleet.data.sources import WITHOUT_DEPENDENCIES
 from neurofleet.data.splits import assign, strata
@@ -77,7 +78,7 @@ def _array(column: pa.Array) -> np.ndarray:
 def test_the_table_of_datasets_the_stages_and_the_configs_name_the_same(
     prepare: ModuleType, project_root: Path, stages: dict[str, dict]
 ) -> None:
-    assert prepare.names() == NAMES
+    assert prepare.names() == sorted([*NAMES, *NEEDS])
     assert yaml.safe_load((project_root / "dvc.yaml").read_text())["stages"]["prepare"]["foreach"] == NAMES
     assert sorted(stages) == sorted(f"prepare@{name}" for name in NAMES)
     configs = {path.stem: yaml.safe_load(path.read_text()) for path in (project_root / "configs/data").glob("*.yaml")}

@@ -14,6 +14,8 @@ import pyarrow.parquet
 import pytest
 
 from neurofleet.data import ParquetDataModule
+from neurofleet.data.catalog import NEEDS
+from neurofleet.errors import DataError
 from neurofleet.spec import DataSpec
 
 STAGES = ("train", "val", "test")
@@ -134,7 +136,7 @@ def test_textures_of_test_lie_elsewhere_than_those_of_train(prepare: ModuleType,
 def test_multimnist_shows_two_digits_of_mnist5k_s_own_stage(prepare: ModuleType, project_root: Path) -> None:
     source = prepare.module("multimnist")
     images, labels = source.mnist_digits()
-    number = {stage: np.sort(column(project_root, "mnist5k", stage, "row")) for stage in STAGES}
+    number = {stage: column(project_root, "mnist5k", stage, "row") for stage in STAGES}
     for stage in STAGES:
         shown = np.stack([column(project_root, "multimnist", stage, f"digit_{digit}") for digit in range(10)], axis=1)
         assert (shown.sum(axis=1) == 2).all()
@@ -195,3 +197,42 @@ def test_co2_foretells_no_week_of_test_in_train(prepare: ModuleType, project_roo
     assert (raw.input_values[:, -1] == 0).all()  # above the last week
     ahead = raw.target_values
     np.testing.assert_allclose(ahead[:-1, 1] - ahead[:-1, 0], ahead[1:, 0], atol=1e-5)  # the next row is a week later
+
+
+def test_speech_without_its_clips_says_what_to_install(
+    prepare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = prepare.module("speech")
+    monkeypatch.setattr(source, "SOUNDS", tmp_path)
+    (tmp_path / "en_US_f_Somebody").mkdir()
+    (tmp_path / "en_US_f_Somebody" / "hello.wav").touch()
+    with pytest.raises(DataError, match=r"apt-get install asterisk-.*; .* lacks french, italian, russian, spanish$"):
+        source.load()
+
+
+def test_speech_hears_a_tone_in_its_band(prepare: ModuleType) -> None:
+    source = prepare.module("speech")
+    filters = source.mel_filters()
+    assert filters.shape == (24, 129)
+    quiet, seconds = np.zeros(4000), np.arange(24000) / 8000
+    for hertz in (300, 1000, 3000):
+        sound = np.concatenate([quiet, 8000 * np.sin(2 * np.pi * hertz * seconds)])
+        features = source.log_mel(sound, filters)
+        assert features.shape == (100, 24)
+        loudest = features.argmax(axis=1)
+        assert len(set(loudest[2:].tolist())) == 1
+        assert filters[loudest[50], round(hertz / 8000 * 256)] > 0.4
+    assert len(source.log_mel(np.concatenate([quiet, 8000 * np.sin(1000 * seconds[:4000])]), filters)) < 30
+
+
+def test_speech_says_nothing_in_test_that_it_says_in_train(prepare: ModuleType, project_root: Path) -> None:
+    if not (project_root / "data" / "speech" / "spec.json").exists():
+        pytest.skip(f"speech is not prepared: it needs {NEEDS['speech']}")
+    numbers = {stage: column(project_root, "speech", stage, "row") for stage in STAGES}
+    source = prepare.module("speech")
+    names = [prompt for _, prompt, path in source.clips() if path.stat().st_size > 2 * (256 + 1600) + 44]
+    prompts = {stage: {names[row] for row in number} for stage, number in numbers.items()}
+    assert not prompts["train"] & prompts["test"]
+    assert not prompts["train"] & prompts["val"]
+    assert not prompts["val"] & prompts["test"]
+    assert sum(len(number) for number in numbers.values()) == len(names)

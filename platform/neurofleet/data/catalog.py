@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+# What a dataset needs beyond Python's packages; `dvc repro` leaves these out.
+NEEDS = {
+    "speech": "the clips of five Debian packages: apt-get install "
+    + " ".join(f"asterisk-core-sounds-{language}-wav" for language in ("en", "es", "fr", "it", "ru"))
+}
+
+
 def known() -> list[str]:
     """Names of the datasets that have a config, and of prepared folders that have none."""
     configured = {path.stem for path in (paths.shipped("configs") / "data").glob("*.yaml")}
@@ -81,16 +88,21 @@ def listing() -> list[dict[str, Any]]:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Everything about one prepared dataset: its summary, its spec, and `balance`.
+    """Everything about one prepared dataset: its summary, its spec, and for each stage `balance` and `lengths`, as
+    `neurofleet.data.measures` says.
 
-    `balance` has for each stage the rows of each class or label, or mean, std, min and max of each regression target.
+    A vocabulary is thousands of words: in its place the spec has its size.
     Raises DataError for a name that is unknown or not prepared.
     """
+    from neurofleet.data import measures
+
     folder, spec = locate(name), load_spec(name)
+    files = {stage: folder / f"{stage}.parquet" for stage in STAGES}
     return {
         **_summary(name, locked_digests()),
-        "spec": spec.to_dict(),
-        "balance": {stage: _balance(folder / f"{stage}.parquet", spec) for stage in STAGES},
+        "spec": spec.to_dict() | {"vocabulary": len(spec.vocabulary)},
+        "balance": {stage: measures.balance(path, spec) for stage, path in files.items()},
+        "lengths": {stage: measures.lengths(path, spec) for stage, path in files.items()},
     }
 
 
@@ -117,6 +129,9 @@ def print_listing(console: Console) -> None:
     missing = [summary["name"] for summary in summaries if summary["state"] == "missing"]
     if missing:
         console.print(f"make a missing one with: {remedy(missing[0])}", highlight=False)
+        for name in missing:
+            if name in NEEDS:
+                console.print(f"{name} needs {NEEDS[name]}", highlight=False)
 
 
 def print_description(name: str, console: Console) -> None:
@@ -129,14 +144,14 @@ def print_description(name: str, console: Console) -> None:
     state = _coloured(about["state"])
     if about["state"] == "modified":
         state += f" (dvc.lock says {about['locked_digest']}; restore it with: {remedy(name)})"
-    inputs = ", ".join(spec["inputs"]) if len(spec["inputs"]) <= 40 else f"{len(spec['inputs'])} columns"
     for label, value in (
         ("name", name),
         ("state", state),
         ("digest", about["digest"]),
         ("task", about["task"]),
-        ("inputs", f"{about['kind']} {_shape(about['shape'])}: {inputs}"),
+        ("inputs", f"{about['kind']} {_shape(about['shape'])}: {_inputs(spec)}"),
         ("targets", ", ".join(spec["targets"])),
+        ("split", f"{spec['split']}" + (" (has to be kept)" if spec["split"] == "official" else "")),
         ("source", about["source"]),
     ):
         facts.add_row(f"[bold]{label}[/]", value)
@@ -148,8 +163,13 @@ def _balance_table(about: dict[str, Any]) -> Table:
     from rich.table import Table
 
     balance, num_rows = about["balance"], about["num_rows"]
-    regression = about["task"] == "regression"
-    table = Table("target" if regression else "class", *(f"{stage} ({num_rows[stage]} rows)" for stage in STAGES))
+    regression, language = (about["task"] == task for task in ("regression", "language"))
+    first = "target" if regression else "" if language else "class"
+    table = Table(first, *(f"{stage} ({num_rows[stage]} rows)" for stage in STAGES))
+    if about["task"] == "verification":
+        table.columns[0].header = ""
+        table.add_row("identities", *(_identities(list(balance[stage].values())) for stage in STAGES))
+        return table
     for label in balance["train"]:
         cells = [balance[stage][label] for stage in STAGES]
         table.add_row(
@@ -157,11 +177,38 @@ def _balance_table(about: dict[str, Any]) -> Table:
             *(
                 f"{cell['mean']:.4g} ± {cell['std']:.4g}, {cell['min']:.4g} to {cell['max']:.4g}"
                 if regression
+                else f"{cell}"
+                if language
                 else f"{cell} ({cell / max(num_rows[stage], 1):.1%})"
                 for stage, cell in zip(STAGES, cells, strict=True)
             ),
         )
+    if about["kind"] in ("sequence", "text"):
+        table.add_section()
+        table.add_row("tokens" if about["kind"] == "text" else "steps", *(_length(about, stage) for stage in STAGES))
     return table
+
+
+def _identities(counts: list[int]) -> str:
+    shown = [count for count in counts if count]
+    return f"{len(shown)} of {min(shown)} to {max(shown)} rows"
+
+
+def _inputs(spec: dict[str, Any]) -> str:
+    names = spec["inputs"]
+    if spec["kind"] == "categorical":
+        return ", ".join(f"{name} ({size})" for name, size in zip(names, spec["cardinalities"], strict=True))
+    if spec["kind"] == "text":
+        return f"{names[0]}, {spec['vocabulary']} different {spec['tokenizer']}"
+    return ", ".join(names) if len(names) <= 40 else f"{len(names)} columns"
+
+
+def _length(about: dict[str, Any], stage: str) -> str:
+    length = about["lengths"][stage]
+    text = f"{length['min']} to {length['max']}, median {length['median']:g}"
+    if about["kind"] == "text":
+        text += f"; {length['longer']:.1%} longer than read, {length['unknown']:.2%} unknown"
+    return text
 
 
 def _coloured(state: str) -> str:
@@ -194,26 +241,3 @@ def _summary(name: str, locked: dict[str, str]) -> dict[str, Any]:
         "locked_digest": locked.get(name),
         "source": spec.source,
     }
-
-
-def _balance(path: Path, spec: DataSpec) -> dict[str, Any]:
-    import numpy as np
-
-    from neurofleet.data import tables
-
-    values = tables.number_columns(tables.read_columns(path, spec.targets), spec.targets, str(path))
-    if spec.task == "regression":
-        return {
-            name: {
-                "mean": float(column.mean()),
-                "std": float(column.std()),
-                "min": float(column.min()),
-                "max": float(column.max()),
-            }
-            for name, column in zip(spec.targets, values.T, strict=True)
-        }
-    if spec.task == "multilabel":
-        return {name: int(column.sum()) for name, column in zip(spec.targets, values.T, strict=True)}
-    tables.check_labels(values[:, 0], len(spec.classes), spec.targets[0], str(path), ", ".join(spec.classes[:10]))
-    counts = np.bincount(values[:, 0].astype(np.int64), minlength=len(spec.classes))
-    return {name: int(count) for name, count in zip(spec.classes, counts, strict=True)}

@@ -85,9 +85,10 @@ def _sequence_array(table: Any, spec: DataSpec, where: str) -> np.ndarray:
             f"{where} needs rows of shape {spec.shape}, or of fewer steps, for {spec.name!r}, "
             f"got an array of shape {table.shape}"
         )
-    values = _numbers(table, where).astype(np.float64, copy=False).reshape(len(table), -1, channels)
-    if values.shape[1] < steps:
-        rest = np.full((len(values), steps - values.shape[1], channels), np.nan)
+    num_steps = table.shape[1] if short else table.shape[1] // channels
+    values = _numbers(table, where).astype(np.float64, copy=False).reshape(len(table), num_steps, channels)
+    if num_steps < steps:
+        rest = np.full((len(values), steps - num_steps, channels), np.nan)
         values = np.concatenate([values, rest], axis=1)
     check_sequences(values, spec.inputs[0], where)
     return values
