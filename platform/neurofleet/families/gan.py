@@ -175,7 +175,7 @@ class GAN(UnsupervisedFamily):
         # A row's score is its own, so the gradient of the sum holds the gradient of each.
         squares_B = torch.func.grad(lambda inputs: self.critic(inputs).sum())(rows).flatten(1).square().sum(1)
         # A root has no slope at 0.
-        costs_B = ((squares_B + 1e-12).sqrt() - 1).square() if self.loss == "wasserstein" else squares_B / 2
+        costs_B = ((squares_B + 1e-24).sqrt() - 1).square() if self.loss == "wasserstein" else squares_B / 2
         return costs_B.sum() * (self.gradient_penalty * self.penalty_every / len(real))
 
     def _noise(self, key: counter.Key, rows: Tensor, dtype: torch.dtype) -> Tensor:
