@@ -1,4 +1,4 @@
-"""Prepare a dataset: `python pipelines/prepare.py NAME` writes `data/NAME/{train,val,test}.parquet` and `spec.json`.
+"""Prepare datasets: `python pipelines/prepare.py NAME...` writes `data/NAME/{train,val,test}.parquet` and `spec.json`.
 
 To add a dataset, write `sources/NAME.py` with a function `load` that returns a `Raw`, put NAME into `dvc.yaml`, and add
 `configs/data/NAME.yaml`.  The packages that data comes from are imported by those files and nowhere else.
@@ -58,17 +58,18 @@ def prepare(name: str, into: Path) -> DataSpec:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help=f"one of {', '.join(names())}")
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"one of {', '.join(names())}")
     parser.add_argument("--into", type=Path, help="the folder of all datasets (default: data/ in the project)")
     options = parser.parse_args(arguments)
     into = options.into or paths.data()
-    try:
-        spec = prepare(options.name, into)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    counts = ", ".join(f"{count} {stage}" for stage, count in spec.num_rows.items())
-    print(f"prepared {into / spec.name}: {spec.task}, {spec.kind} {spec.shape}, rows: {counts}")
+    for name in options.names:
+        try:
+            spec = prepare(name, into)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        counts = ", ".join(f"{count} {stage}" for stage, count in spec.num_rows.items())
+        print(f"prepared {into / spec.name}: {spec.task}, {spec.kind} {spec.shape}, rows: {counts}", flush=True)
     return 0
 
 
