@@ -23,7 +23,7 @@ TRIES = 32  # that a second digit is none of 32 drawn ones happens once in 10^32
 def pair(digits: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """For each row the places [N,2] of two digits of different classes among `digits` (places into `labels`).
 
-    The first goes round all digits (in an order that mixes the classes), the second is the first drawn one of another class.
+    The first goes round all digits, in an order that mixes the classes; the second is the first drawn one of another.
     """
     first = digits[rows % len(digits)]
     drawn = digits[np.stack([keys(rows, split=turn) % np.uint64(len(digits)) for turn in range(TRIES)], axis=1)]
