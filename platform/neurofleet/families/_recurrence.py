@@ -138,7 +138,7 @@ class StepDropout(Dropout):
         if context is None or not context.training or self.rate == 0:
             return inputs_BTH
         keep_BH = counter.bernoulli(context.key(self.site), context.rows, tuple(inputs_BTH.shape[2:]), 1 - self.rate)
-        return inputs_BTH * (keep_BH * (1 / (1 - self.rate))).to(inputs_BTH.dtype).unsqueeze(1)
+        return inputs_BTH * (keep_BH.to(inputs_BTH.dtype) / (1 - self.rate)).unsqueeze(1)
 
 
 class MaskedConvolution(nn.Module):
