@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ class TrainerConfig:
     accelerator:             auto, cpu or gpu
     gradient_clip_val:       largest norm of the gradient, or None
     num_threads:             of the CPU, or None for torch's own choice
-    early_stopping:          None, or monitor, mode (min, max), patience (validations), min_delta, restore_best
+    early_stopping:          None, or monitor, mode (min, max), patience (validations), min_delta, restore_best; and
+                             stopping_threshold if there is a value that is good enough
     checkpoint:              every_n_steps, every_n_minutes (None for never: the end always leaves one), keep_last
     register:                whether the model is released in the registry when the run is done
     """
@@ -57,11 +58,13 @@ class TrainerConfig:
             _need_positive(f"trainer.{name}", 1 if size is None else size)
         if self.early_stopping is not None:
             keys = {"monitor", "mode", "patience", "min_delta", "restore_best"}
-            _need_keys("trainer.early_stopping", self.early_stopping, keys)
+            _need_keys("trainer.early_stopping", self.early_stopping, keys, optional={"stopping_threshold"})
             self._check_early_stopping(**self.early_stopping)
 
     @staticmethod
-    def _check_early_stopping(*, monitor: Any, mode: Any, patience: Any, min_delta: Any, restore_best: Any) -> None:
+    def _check_early_stopping(
+        *, monitor: Any, mode: Any, patience: Any, min_delta: Any, restore_best: Any, stopping_threshold: Any = None
+    ) -> None:
         if not isinstance(monitor, str):
             raise ConfigError(f"trainer.early_stopping.monitor needs the name of a metric, got {monitor!r}")
         if mode not in ("min", "max"):
@@ -69,6 +72,10 @@ class TrainerConfig:
         _need_count("trainer.early_stopping.patience", patience, at_least=0)
         if isinstance(min_delta, bool) or not isinstance(min_delta, int | float) or not 0 <= min_delta < math.inf:
             raise ConfigError(f"trainer.early_stopping.min_delta needs a number of at least 0, got {min_delta!r}")
+        if isinstance(stopping_threshold, bool) or not isinstance(stopping_threshold, int | float | None):
+            raise ConfigError(
+                f"trainer.early_stopping.stopping_threshold needs a number or null, got {stopping_threshold!r}"
+            )
         if not isinstance(restore_best, bool):
             raise ConfigError(f"trainer.early_stopping.restore_best needs true or false, got {restore_best!r}")
 
@@ -83,10 +90,10 @@ def _need_positive(where: str, value: Any) -> None:
         raise ConfigError(f"{where} needs a number above 0 or null, got {value!r}")
 
 
-def _need_keys(where: str, values: Any, keys: set[str]) -> None:
+def _need_keys(where: str, values: Any, keys: set[str], optional: Collection[str] = ()) -> None:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} needs the keys {', '.join(sorted(keys))}, got {values!r}")
-    if set(values) != keys:
+    if set(values) - set(optional) != keys:
         raise ConfigError(
             f"{where} needs the keys {', '.join(sorted(keys))}, got {', '.join(sorted(values)) or 'none'}"
         )

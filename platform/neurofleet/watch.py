@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
 from neurofleet import checkpoint
@@ -131,7 +132,7 @@ class Watch(pl.Callback):
         self.history.append({"step": self.step, "epoch": epoch, **row})
         if self.tracker is not None:
             self.tracker.log_many([(self.step, epoch, row)])
-        improved = self.stopper is not None and self.stopper.wait_count == 0
+        improved = self.stopper is not None and _is_best(self.stopper)
         if improved and self.restore_best:
             self.best = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
         if improved or not self.restore_best:
@@ -241,6 +242,11 @@ class Watch(pl.Callback):
             signal.signal(number, handler)
         if self.bar is not None:
             self.bar.__exit__()
+
+
+def _is_best(stopper: EarlyStopping) -> bool:
+    """Whether no validation before was better; what passes the threshold is, but Lightning does not count it so."""
+    return stopper.wait_count == 0 or stopper.stopping_reason is EarlyStoppingReason.STOPPING_THRESHOLD
 
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -28,18 +28,23 @@ FIRST = ("digits", "env/cartpole", "italy_power_demand")
 COMMON = ["trainer.precision=64-true", "trainer.max_epochs=2", "trainer.num_threads=1"]
 COMMON += ["trainer.checkpoint.every_n_minutes=null", "trainer.checkpoint.keep_last=1000"]
 BATCH = "data.batch_size=300"  # of 1,257 rows: five steps an epoch, the last a small one
+AGENT = ["data.num_environments=4", "data.steps_per_epoch=256", "data.num_episodes=3", "data.batch_size=50"]
+OWN = {  # a memory that overflows, and rollouts that are cut within
+    "dqn": [*AGENT, "family.replay={capacity: 150, warmup: 64, steps_per_update: 16}", "family.num_steps=3"],
+    "ppo": [*AGENT, "family.rollout={num_steps: 32, num_epochs: 2}"],
+}
 CUT = "trainer.checkpoint.every_n_steps=3"
 
 
 def accepts(family: str, data: str) -> bool:
     if "/" in data:
-        return family in ("dqn", "ppo")
+        return family in OWN
     return family in experiments.fitting_families(DataSpec.load(paths.data() / data / "spec.json"))
 
 
 def composed(family: str) -> dict[str, Any]:
     data = next(name for name in FIRST if accepts(family, name))
-    own = [] if "/" in data else [BATCH]
+    own = OWN.get(family, [BATCH])
     return experiments.compose([f"family={family}", f"data={data}", *COMMON, CUT, *own])
 
 
