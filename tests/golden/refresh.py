@@ -21,6 +21,7 @@ GOLDEN = {
     "mlp-digits": [*COMMON, "family=mlp", "family.dropout=0.2", "optimizer=sgd", "family.label_smoothing=0.1"],
     "cnn-digits": [*COMMON, "family=cnn", "family.channels=[8,16]", "family.kernel_size=3",
                    "family.label_smoothing=0.1", "family.augmentation={degrees: 10.0, scale: 0.1, translation: 0.1}"],
+    "capsule-digits": [*COMMON, "family=capsule", "family.augmentation={degrees: 10.0, scale: 0.1, translation: 0.1}"],
     "rbf-digits": [*COMMON, "family=rbf", "family.centres=30"],
 }  # fmt: skip
 

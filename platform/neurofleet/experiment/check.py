@@ -21,6 +21,7 @@ TARGETS = frozenset(
         "neurofleet.data.EnvironmentDataModule",
         "neurofleet.data.ParquetDataModule",
         "neurofleet.families.autoencoder.Autoencoder",
+        "neurofleet.families.capsule.Capsule",
         "neurofleet.families.cnn.CNN",
         "neurofleet.families.dqn.DQN",
         "neurofleet.families.gan.GAN",

@@ -6,8 +6,11 @@ same rows of the same splits.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import io
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,9 +19,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from neurofleet import checkpoint
 from neurofleet import experiment as experiments
 from neurofleet.data import ParquetDataModule
+from neurofleet.families._base import Family
 from neurofleet.run import Result, run
+from neurofleet.spec import DataSpec
 
 SEEDS = tuple(f"seed={seed}" for seed in range(3))
 SPLITS = tuple(f"data.split={split}" for split in range(10))
@@ -52,14 +58,29 @@ class Row:
 
 def measure(row: Row, variant: str) -> tuple[float, float]:
     """(the score on test rows, CPU seconds) of one run."""
-    experiment = experiments.compose([*row.overrides, variant, "trainer.num_threads=1"])
+    result, seconds = finished((*row.overrides, variant))
+    return result.metrics[f"test/{row.metric}"] if row.score is None else row.score(result), seconds
+
+
+@functools.cache
+def finished(overrides: tuple[str, ...]) -> tuple[Result, float]:
+    """A run and its CPU seconds; rows that ask different things of the same run share it."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    experiment = experiments.compose([*overrides, "trainer.num_threads=1"])
     begin = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        with contextlib.redirect_stdout(io.StringIO()):
-            result = run(experiment, folder=Path(folder))
-        seconds = time.process_time() - begin
-        score = result.metrics[f"test/{row.metric}"] if row.score is None else row.score(result)
-    return score, seconds
+    with contextlib.redirect_stdout(io.StringIO()):
+        result = run(experiment, folder=Path(folder))
+    return result, time.process_time() - begin
+
+
+def network(result: Result) -> Family:
+    """The trained network of a finished run."""
+    spec = DataSpec.load(result.folder / "spec.json")
+    family = experiments.build_family(experiments.load(result.folder / "experiment.yaml"), spec)
+    weights, _ = checkpoint.decode((result.folder / "weights.safetensors").read_bytes())
+    family.load_state_dict(weights)
+    return family.eval()
 
 
 def reference(row: Row, score: Reference) -> float:
