@@ -32,9 +32,10 @@ from neurofleet.families._recurrence import (
     reversal,
 )
 from neurofleet.spec import DataSpec
-from neurofleet.steps import Context
+from neurofleet.steps import Batch, Context
 
 READOUTS = ("last", "mean", "both")
+NUM_FORECASTS = 6  # that are drawn
 
 
 class RNN(LanguageFamily):
@@ -145,6 +146,20 @@ class RNN(LanguageFamily):
     def token_logits(self, tokens: Tensor, context: Context | None = None) -> Tensor:
         steps_BTI, _, lengths_B = self._steps(tokens)
         return self._read_out(self._states(steps_BTI, lengths_B, context), context)
+
+    def exhibits(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """Forecasts of a few rows, evenly through the test rows."""
+        spec = self.spec
+        if spec.kind != "sequence" or spec.task != "regression" or len(spec.targets) < 2:
+            return super().exhibits(batch)
+        rows = torch.linspace(0, len(batch[0]) - 1, min(NUM_FORECASTS, len(batch[0]))).long()
+        inputs, targets = (tensor[rows.to(tensor.device)] for tensor in batch)
+        mean, std = (targets.new_tensor(values) for values in (spec.target_mean, spec.target_std))
+        past = inputs[..., 0] * spec.input_std[0] + spec.input_mean[0]
+        if inputs.shape[2] > 1:  # which of the channels is foretold is not known
+            past = past[:, :0]
+        shown = {"history": past, "targets": targets * std + mean, "predictions": self(inputs) * std + mean}
+        return super().exhibits(batch) | {"forecast": shown}
 
     def generate(self, tokens: Tensor, num_tokens: int, *, temperature: float, seed: int) -> Tensor:
         """Continue texts, token by token: int64 [B, T], 0 after the end of a shorter one -> [B, T + num_tokens], alike.
