@@ -34,6 +34,12 @@ def known() -> list[str]:
     return sorted(configured | prepared)
 
 
+def environments() -> dict[str, Path]:
+    """The configs of environments by name, as in `env/cartpole`: agents make their own data there."""
+    folder = paths.shipped("configs") / "data" / "env"
+    return {f"env/{path.stem}": path for path in sorted(folder.glob("*.yaml"))}
+
+
 def remedy(name: str) -> str:
     """The command that makes a dataset's files."""
     return f"neurofleet data prepare {name}"
@@ -42,7 +48,8 @@ def remedy(name: str) -> str:
 def locate(name: str) -> Path:
     """The folder of a prepared dataset; DataError if the name is unknown or files of it are missing."""
     if name not in known():
-        raise DataError(f"data.name needs a known dataset, got {name!r}; {nearest(name, known())}")
+        names = [*known(), *environments()]
+        raise DataError(f"data.name needs a known dataset, got {name!r}; {nearest(name, names)}")
     folder = paths.data() / name
     lacking = _lacking(folder)
     if lacking:
@@ -50,6 +57,12 @@ def locate(name: str) -> Path:
             f"dataset {name!r} is not prepared: {folder} lacks {', '.join(lacking)}; make it with: {remedy(name)}"
         )
     return folder
+
+
+def need(name: str) -> None:
+    """Raise DataError unless there are data of that `data.name`, prepared or made by acting."""
+    if f"env/{name}" not in environments():
+        locate(name)
 
 
 def load_spec(name: str) -> DataSpec:
@@ -126,6 +139,7 @@ def print_listing(console: Console) -> None:
             summary["digest"][:12],
         )
     console.print(table)
+    console.print(f"environments, in which agents make their own data: {', '.join(environments())}", highlight=False)
     missing = [summary["name"] for summary in summaries if summary["state"] == "missing"]
     if missing:
         console.print(f"make a missing one with: {remedy(missing[0])}", highlight=False)
@@ -135,9 +149,12 @@ def print_listing(console: Console) -> None:
 
 
 def print_description(name: str, console: Console) -> None:
-    """A page about one dataset: what it is, and how the classes or targets lie in each split."""
+    """A page about one dataset: what it is, and how the classes or targets lie in each split.  Or an environment."""
     from rich.table import Table
 
+    if name in environments():
+        console.print(_environment_table(environments()[name]))
+        return
     about = describe(name)
     spec = about["spec"]
     facts = Table.grid(padding=(0, 2))
@@ -192,6 +209,34 @@ def _balance_table(about: dict[str, Any]) -> Table:
 def _identities(counts: list[int]) -> str:
     shown = [count for count in counts if count]
     return f"{len(shown)} of {min(shown)} to {max(shown)} rows"
+
+
+def _environment_table(path: Path) -> Table:
+    import yaml
+    from rich.table import Table
+
+    from neurofleet.data.environments import EnvironmentDataModule
+
+    text = path.read_text()
+    module = EnvironmentDataModule(**{key: value for key, value in yaml.safe_load(text).items() if key != "_target_"})
+    spec, table = module.spec, Table.grid(padding=(0, 2))
+    acts = ", ".join(spec.classes) or ", ".join(
+        f"{name} ({middle - half:g} to {middle + half:g})"
+        for name, middle, half in zip(spec.targets, spec.target_mean, spec.target_std, strict=True)
+    )
+    for label, value in (
+        ("name", f"env/{spec.name}"),
+        ("about", text.splitlines()[0].removeprefix("# ")),
+        ("digest", module.digest),
+        ("task", spec.task),
+        ("observation", f"{spec.kind} {_shape(spec.shape)}: {_inputs(spec.to_dict())}"),
+        ("actions", acts),
+        ("epoch", f"{module.steps_per_epoch} steps, over {module.num_environments} environments side by side"),
+        ("episodes", f"{module.num_episodes} of a validation, and of the test"),
+        ("source", spec.source),
+    ):
+        table.add_row(f"[bold]{label}[/]", value)
+    return table
 
 
 def _inputs(spec: dict[str, Any]) -> str:

@@ -81,7 +81,8 @@ def decode(outputs: torch.Tensor, spec: DataSpec, names: Sequence[str] | None = 
 
     multiclass, binary: `prediction` (a class name) and `probability_<class>` for each class;
     multilabel: `prediction_<label>` (0 or 1) and `probability_<label>` for each label;
-    regression: `prediction` in original units, or `prediction_<target>` for each if there are several targets;
+    regression, and actions that are numbers: `prediction` in original units, or `prediction_<target>` for each if there
+    are several targets;
     language: `prediction`, the most probable next token, and its `probability`;
     verification: nothing follows from the task, so the family has to say what its outputs are called.
     """
@@ -94,7 +95,7 @@ def decode(outputs: torch.Tensor, spec: DataSpec, names: Sequence[str] | None = 
     if outputs.ndim != 2 or outputs.shape[1] != spec.num_outputs:
         raise DataError(f"{spec.name!r} needs outputs of shape [N, {spec.num_outputs}], got {tuple(outputs.shape)}")
     logits = outputs.detach().to("cpu", torch.float64)
-    if spec.task == "regression":
+    if spec.task == "regression" or (spec.task == "control" and spec.targets):  # actions are standardised too
         values = logits.numpy() * np.asarray(spec.target_std) + np.asarray(spec.target_mean)
         names = ["prediction"] if len(spec.targets) == 1 else [f"prediction_{name}" for name in spec.targets]
         return pd.DataFrame(values, columns=names)

@@ -122,6 +122,7 @@ def draw(folder: Path) -> list[Path]:
     history = json.loads((folder / "history.json").read_text())
     for row in history:  # beside val/loss, in one panel
         row["train/loss"] = row.pop("train/loss_epoch")
+        row.pop("train/environment_steps", None)  # an axis, no curve
     learning_curves(history, curves)
     return [curves, *_draw_predictions(folder, spec), *_draw_exhibits(folder, spec)]
 
@@ -166,7 +167,7 @@ def _draw_exhibits(folder: Path, spec: DataSpec) -> Iterator[Path]:
         }
         path = folder / "figures" / f"{picture}.png"
         draw_picture(path, spec=spec, **arrays)
-        yield path
+        yield from sorted(path.parent.glob(f"{picture}.*"))  # what moves is a GIF beside it
 
 
 def _tags(planned: Plan) -> dict[str, str]:
