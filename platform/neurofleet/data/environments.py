@@ -152,10 +152,11 @@ class EnvironmentDataModule:
 
     @cached_property
     def digest(self) -> str:
-        """Of all that decides how the environment behaves, as far as it can be known from outside."""
+        """Of all that decides how the environment behaves, as far as it can be known from outside; as long as those of
+        datasets."""
         spec = self.spec
         decides = (spec.source, importlib.metadata.version("gymnasium"), self.settings, spec.shape, spec.num_outputs)
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
     def folder(self) -> str:

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("NEUROFLEET_DATA", str(Path(__file__).resolve().parents[3] / "data"))
@@ -28,13 +28,14 @@ MODULES = sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - {"
 def line(row: Row) -> tuple[tuple[str, ...], bool]:
     scores, seconds = zip(*(measure(row, variant) for variant in row.variants), strict=True)
     references = "\n".join(f"{reference(row, score):.4f} {name}" for name, score in row.references)
-    met = row.met(mean(scores))
+    centre = row.centre(scores)
     spread = f"{stdev(scores):.4f}" if len(scores) > 1 else ""
     runs = f"{len(row.variants)} x {row.variants[0].split('=')[0].removeprefix('data.')}"
     overrides = "\n".join(row.overrides).removeprefix("experiment=")
     bound = f"{'<=' if row.lower else '>='} {row.reach:.4f}"
-    figures = f"{mean(scores):.4f}", spread, bound, "met" if met else "MISSED", f"{mean(seconds):.1f}"
-    return (overrides, runs, row.metric, *figures, references), met
+    name = f"{row.metric}, median" if row.centre is median else row.metric
+    figures = f"{centre:.4f}", spread, bound, "met" if row.met(centre) else "MISSED", f"{mean(seconds):.1f}"
+    return (overrides, runs, name, *figures, references), row.met(centre)
 
 
 def report(rows: Iterable[Row]) -> bool:

@@ -13,7 +13,7 @@ import io
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -41,6 +41,7 @@ class Row:
     reach:               the least mean over the variants; or the largest, if `lower` is better
     references:          (name, score) of classical methods and trivial baselines, on the data of a variant
     score:               what a run's own metrics do not say, from its result
+    centre:              of the variants' scores
     """
 
     overrides: tuple[str, ...]
@@ -50,6 +51,7 @@ class Row:
     references: tuple[tuple[str, Reference], ...] = ()
     lower: bool = False
     score: Callable[[Result], float] | None = None
+    centre: Callable[[Sequence[float]], float] = mean
 
     def met(self, score: float) -> bool:
         score = round(score, 4)
