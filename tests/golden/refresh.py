@@ -23,6 +23,7 @@ GOLDEN = {
                    "family.label_smoothing=0.1", "family.augmentation={degrees: 10.0, scale: 0.1, translation: 0.1}"],
     "capsule-digits": [*COMMON, "family=capsule", "family.augmentation={degrees: 10.0, scale: 0.1, translation: 0.1}"],
     "rbf-digits": [*COMMON, "family=rbf", "family.centres=30"],
+    "siamese-digits": [*COMMON, "family=siamese", "family@family.encoder=cnn", "family.turns=2", "family.loss=triplet"],
 }  # fmt: skip
 
 

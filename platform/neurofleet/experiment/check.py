@@ -29,6 +29,7 @@ TARGETS = frozenset(
         "neurofleet.families.ppo.PPO",
         "neurofleet.families.rbf.RBF",
         "neurofleet.families.rnn.RNN",
+        "neurofleet.families.siamese.Siamese",
         "neurofleet.families.transformer.Transformer",
         "neurofleet.trainer.TrainerConfig",
         "neurofleet.schedule.Constant",

@@ -107,6 +107,8 @@ class Family(pl.LightningModule, ABC):
         """Set the weights that training starts from, given the training rows; without it they are the constructor's.
 
         It is a function of rows and weights alone (draw by `neurofleet.counter`), so that all workers start alike.
+        A resumed run calls it too, before it puts its own weights back: so what a family keeps of the rows outside of
+        its weights (a siamese network's references) is there again.
         """
 
     def exhibits(self, batch: Batch) -> dict[str, dict[str, Tensor]]:

@@ -1,0 +1,282 @@
+"""The siamese network: losses of pytorch-metric-learning, scores of scikit-learn, pairs that have no order."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning import losses as library
+from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
+from pytorch_metric_learning.reducers import MeanReducer
+from sklearn.metrics import roc_auc_score, roc_curve
+from torch import Tensor
+
+from neurofleet.errors import ConfigError, MismatchError
+from neurofleet.families import _pairs
+from neurofleet.families.cnn import CNN
+from neurofleet.families.mlp import MLP
+from neurofleet.families.siamese import References, Siamese, spread
+from neurofleet.spec import DataSpec
+from neurofleet.steps import Context
+
+MakeSpec = Callable[..., DataSpec]
+MakeContext = Callable[..., Context]
+ENCODER = functools.partial(
+    MLP, hidden=[7], activation="tanh", dropout=0.0, embedding=1, label_smoothing=0.0
+)  # as the config gives it
+MOVING = functools.partial(
+    CNN, channels=[4], convolutions_per_stage=1, kernel_size=3, norm="layer", hidden=6, activation="relu", dropout=0.3,
+    label_smoothing=0.0, augmentation={"degrees": 20.0, "scale": 0.1, "translation": 0.1},
+)  # fmt: skip
+
+
+def make(spec: DataSpec, **settings: Any) -> Siamese:
+    chosen: dict[str, Any] = {
+        "encoder": ENCODER,
+        "size": 5,
+        "normalize": True,
+        "loss": "contrastive",
+        "margin": 0.8,
+        "temperature": 0.2,
+        "references": 12,
+        "turns": 1,
+    }
+    return Siamese(spec=spec, **chosen | settings).double()
+
+
+def rows(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+LIBRARY: dict[str, Callable[[], Any]] = {
+    "contrastive": lambda: library.ContrastiveLoss(
+        pos_margin=0, neg_margin=0.8, distance=LpDistance(), reducer=MeanReducer()
+    ),
+    "triplet": lambda: library.TripletMarginLoss(margin=0.8, distance=LpDistance(), reducer=MeanReducer()),
+    "ntxent": lambda: library.NTXentLoss(temperature=0.2, distance=CosineSimilarity(), reducer=MeanReducer()),
+}
+
+
+@pytest.mark.parametrize("loss", LIBRARY)
+def test_losses_are_those_of_the_library(loss: str, make_spec: MakeSpec) -> None:
+    """Its means go over all pairs (or triplets) at once, ours over each row's first: alike where rows have as many."""
+    family = make(make_spec(), loss=loss)
+    embeddings, references = (torch.nn.functional.normalize(rows(number, 5, seed=number)) for number in (6, 9))
+    labels, other_labels = torch.arange(6) % 3, torch.arange(9) % 3
+    same = labels.unsqueeze(1) == other_labels
+    ours = family._losses(embeddings, references, same, ~same)
+    theirs = LIBRARY[loss]()(embeddings, labels, ref_emb=references, ref_labels=other_labels)
+    assert ours.shape == (6,)
+    assert ours.mean().item() == pytest.approx(theirs.item(), rel=1e-6)
+    assert ours.std() > 0.01
+
+
+def test_a_row_without_partners_weighs_nothing_on_that_side() -> None:
+    near = torch.tensor([[0.3, 0.4]], dtype=torch.float64)
+    every, none = torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool)
+    assert _pairs.contrastive(near, every, none, 1.0).item() == pytest.approx(0.35)
+    assert _pairs.contrastive(near, none, every, 1.0).item() == pytest.approx(0.65)
+    for loss in (_pairs.triplet, _pairs.ntxent):
+        assert loss(near, none, every, 1.0).item() == 0
+    assert _pairs.triplet(near, every, none, 1.0).item() == 0
+    assert _pairs.ntxent(near, every, none, 1.0).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_swapping_a_pair_changes_nothing(make_spec: MakeSpec) -> None:
+    """Neither its distance nor its loss, nor what a gradient does to the encoder."""
+    spec = make_spec()
+    left, right = rows(8, 4), rows(8, 4, seed=2)
+    same = torch.eye(8, dtype=torch.bool)
+    family = make(spec)
+    torch.testing.assert_close(
+        _pairs.distances(family(left), family(right)), _pairs.distances(family(right), family(left)).T
+    )
+    for loss in ("contrastive", "ntxent"):
+        gradients = []
+        family = make(spec, loss=loss)
+        for first, second in ((left, right), (right, left)):
+            for index in range(8):  # one pair at a time, of one kind or the other
+                kind = same[index : index + 1, :1]
+                value = family._losses(family(first[index : index + 1]), family(second[index : index + 1]), kind, ~kind)
+                gradients.append(torch.autograd.grad(value.sum(), list(family.parameters())))
+        for index in range(8):
+            torch.testing.assert_close(gradients[index], gradients[8 + index], rtol=1e-9, atol=1e-12)
+        assert any(float(one.abs().max()) > 1e-3 for gradient in gradients for one in gradient) is (
+            loss == "contrastive"
+        )
+
+
+def test_references_are_training_rows_of_every_class() -> None:
+    labels = torch.tensor([7] * 50 + [3] + [9] * 5)
+    references = References(torch.arange(56.0).unsqueeze(1), labels)
+    seen = set()
+    for step in range(200):
+        inputs, drawn = references.draw(11, step)
+        assert torch.equal(labels[inputs[:, 0].long()], drawn)
+        assert {2, 3, 4, 5} >= {(drawn == one).sum().item() for one in (3, 7, 9)}
+        seen |= set(inputs[:, 0].tolist())
+    assert seen == set(range(56)), "each row has its turn"
+
+
+def test_more_classes_than_references() -> None:
+    references = References(torch.zeros(100, 1), torch.arange(100))
+    drawn = torch.cat([references.draw(7, step)[1] for step in range(300)])
+    counts = torch.bincount(drawn, minlength=100)
+    assert counts.min() > 3
+    assert counts.max() < 60
+
+
+def test_the_objective_by_hand(make_spec: MakeSpec, make_context: MakeContext) -> None:
+    family, train = make(make_spec()), rows(40, 4)
+    targets = torch.arange(40) % 3
+    family.start((train, targets))
+    assert family.references is not None
+    context = make_context(6, seed=3, step=9)
+    drawn, labels = family.references.draw(12, context.key(1000))
+    total = 0.0
+    for row in range(6):
+        apart = (family(train[row : row + 1]) - family(drawn)).norm(dim=1)
+        same = labels == targets[row]
+        total += apart[same].mean().item() + (0.8 - apart[~same]).relu().mean().item()
+    objective = family.objective((train[:6], targets[:6]), context)
+    assert objective.loss.item() == pytest.approx(total / 6, rel=1e-6)  # a distance of zero is 1e-6
+    assert {name: value.shape for name, value in objective.metrics.items()} == {
+        "distance_same": (6,),
+        "distance_different": (6,),
+    }
+
+
+@pytest.mark.parametrize("loss", LIBRARY)
+@pytest.mark.parametrize("turns", [1, 4])
+def test_parts_make_the_whole(loss: str, turns: int, make_spec: MakeSpec, make_context: MakeContext) -> None:
+    """With everything that is drawn: references, distortions, turns, dropout."""
+    family = make(make_spec(shape=(1, 8, 8)), encoder=MOVING, loss=loss, turns=turns)
+    train, targets = rows(40, 1, 8, 8), torch.arange(40) % 3
+    family.start((train, targets))
+    whole = family.objective((train[:9], targets[:9]), make_context(9)).loss
+    parts = [
+        family.objective((train[first:last], targets[first:last]), make_context(last - first, first_row=first)).loss
+        * ((last - first) / 9)
+        for first, last in ((0, 2), (2, 3), (3, 9))
+    ]
+    torch.testing.assert_close(sum(parts), whole, rtol=1e-12, atol=1e-13)
+    parameters = list(family.parameters())
+    torch.testing.assert_close(
+        torch.autograd.grad(sum(parts), parameters), torch.autograd.grad(whole, parameters), rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("turns", [2, 4])
+def test_a_turned_image_is_of_another_class(turns: int, make_spec: MakeSpec, make_context: MakeContext) -> None:
+    family = make(make_spec(shape=(1, 8, 8)), turns=turns)
+    images, labels = rows(200, 1, 8, 8), torch.arange(200) % 3
+    turned, new = family._turn(images, labels, make_context(200))
+    assert torch.equal(new // turns, labels)
+    for row in range(200):
+        assert torch.equal(turned[row], images[row].rot90(int(new[row] % turns), (1, 2)))
+    assert torch.bincount(new % turns, minlength=turns).min() > 30
+
+
+def test_the_curve_is_that_of_scikit_learn() -> None:
+    distances = (rows(500).abs() * 5).round() / 5  # with ties
+    same = rows(500, seed=2) > distances - 0.5
+    curve = _pairs.roc(distances, same)
+    assert curve.auc.item() == pytest.approx(roc_auc_score(same.numpy(), -distances.numpy()), rel=1e-12)
+    false, true, _ = roc_curve(same.numpy(), -distances.numpy(), drop_intermediate=False)
+    torch.testing.assert_close(curve.false_positive_rate, torch.from_numpy(false))
+    torch.testing.assert_close(curve.true_positive_rate, torch.from_numpy(true))
+    rate, threshold = curve.eer
+    fine = torch.linspace(0, 1, 100_001, dtype=torch.float64).numpy()
+    misses = 1 - np.interp(fine, false, true)
+    assert rate.item() == pytest.approx(fine[np.abs(misses - fine).argmin()], abs=1e-4)
+    assert curve.thresholds.min() <= threshold <= curve.thresholds.max()
+
+
+def test_the_curve_of_what_is_told_apart_perfectly_or_never() -> None:
+    distances = torch.tensor([0.1, 0.2, 0.8, 0.9])
+    good = torch.tensor([True, True, False, False])
+    assert _pairs.roc(distances, good).auc == 1
+    assert _pairs.roc(distances, good).eer[0] == 0
+    assert _pairs.roc(distances, ~good).auc == 0
+    assert _pairs.roc(distances, ~good).eer[0] == 1
+    assert _pairs.roc(torch.ones(4), good).auc == 0.5
+    assert _pairs.roc(torch.ones(4), good).eer[0] == 0.5
+    for one_kind in (torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)):
+        assert math.isnan(_pairs.roc(distances, one_kind).auc)
+        assert math.isnan(_pairs.roc(distances, one_kind).eer[0])
+
+
+def test_one_shot_by_hand() -> None:
+    places = torch.tensor([0.0, 1.0, 10.0, 11.0, 4.0])
+    labels = torch.tensor([5, 5, 2, 2, 2])
+    distances = (places.unsqueeze(1) - places).abs()
+    # Supports 10 and 0: queries 1 and 11 are right, 4 is wrong.  Then 11 and 1: 0 and 10 are right, 4 is wrong.
+    assert _pairs.one_shot(distances, labels).item() == pytest.approx(4 / 6)
+
+
+def test_scores_go_over_the_whole_pass(make_spec: MakeSpec) -> None:
+    """However it is cut into batches."""
+    family, inputs, targets = make(make_spec()), rows(50, 4), torch.arange(50) % 3
+    scores: list[dict[str, float]] = []
+    for size in (50, 7):
+        family.log = lambda name, value, **_: scores[-1].update({name: float(value)})  # type: ignore[method-assign]
+        scores.append({})
+        for batch in zip(inputs.split(size), targets.split(size), strict=True):
+            family._context = lambda *_, **__: None  # type: ignore[assignment, method-assign]
+            family.validation_step(batch, 0)
+        family.on_validation_epoch_end()
+    assert scores[0] == pytest.approx(scores[1], rel=1e-9)
+    assert set(scores[0]) == {f"val/{name}" for name in family.score_names}
+    apart, same = _pairs.all_pairs(torch.cdist(family(inputs), family(inputs)), targets)
+    assert len(apart) == 50 * 49 / 2
+    assert scores[0]["val/auc"] == pytest.approx(roc_auc_score(same.numpy(), -apart.detach().numpy()), abs=1e-4)
+
+
+def test_the_pictures_hold_the_pairs(make_spec: MakeSpec) -> None:
+    family, inputs, targets = make(make_spec()), rows(50, 4), torch.arange(50) % 3
+    shown = family.exhibits((inputs, targets))
+    assert set(shown) == {"pair_distances", "roc"}
+    assert len(shown["pair_distances"]["same"]) == 2 * 17 * 16 / 2 + 16 * 15 / 2
+    assert shown["roc"]["false_positive_rate"][0] == 0
+    assert family.exhibits((inputs, targets * 0)) == {}, "no pair is of two kinds"
+
+
+def test_evenly_spread() -> None:
+    assert spread(7, 10, torch.device("cpu")).tolist() == list(range(7))
+    assert spread(10, 4, torch.device("cpu")).tolist() == [0, 2, 5, 7]
+
+
+def test_embeddings_have_length_one_if_wanted(make_spec: MakeSpec) -> None:
+    inputs = rows(9, 4)
+    torch.testing.assert_close(make(make_spec())(inputs).norm(dim=1), torch.ones(9, dtype=torch.float64))
+    assert make(make_spec(), normalize=False)(inputs).norm(dim=1).std() > 0.01
+    assert make(make_spec()).output_names == tuple(f"embedding_{index}" for index in range(5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 0}, r"at least one unit and one reference, got size=0"),
+        ({"references": 0}, r"got size=5, references=0"),
+        ({"loss": "tripled"}, r"family\.loss needs a known loss, got 'tripled'; did you mean triplet"),
+        ({"margin": 0.0}, r"positive margin and temperature, got margin=0\.0"),
+        ({"temperature": -1.0}, r"temperature=-1\.0"),
+        ({"turns": 2}, r"family\.turns needs square images, got made \(tabular \(4,\)\); set 1"),
+        ({"turns": 5}, r"family\.turns needs 1 to 4 quarter turns, got 5"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str, make_spec: MakeSpec) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(make_spec(), **settings)
+
+
+def test_what_it_lacks_is_said(make_spec: MakeSpec, make_context: MakeContext) -> None:
+    with pytest.raises(MismatchError, match="Siamese needs data of task binary or multiclass or verification"):
+        make(make_spec(task="regression"))
+    with pytest.raises(ConfigError, match=r"needs the training rows to draw references from; call family\.start"):
+        make(make_spec()).objective((rows(2, 4), torch.tensor([0, 1])), make_context(2))
