@@ -124,8 +124,7 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
         trainer = workers.trainer(workers.device_type(planned.config, group), planned.config.precision, stopper, group)
         watch = _watch(planned, folder, tracker, stopper, trainer.strategy.root_device, group)
         family = planned.family.to(trainer.strategy.root_device)
-        if not (resume and checkpoint.exists(watch.folder)):
-            family.start(watch.loader.tensors)
+        family.start(watch.loader.tensors)
         if group.size > 1 and experiment["launcher"].get("strategy") == "fsdp":
             workers.shard(family, group)
         if resume and checkpoint.exists(watch.folder):
