@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from neurofleet import experiment, paths
+from neurofleet.data import EnvironmentDataModule
 from neurofleet.data.catalog import NEEDS
 from neurofleet.errors import MismatchError
 from neurofleet.spec import DataSpec
@@ -84,6 +85,22 @@ def test_each_dataset_builds(data: str) -> None:
     module = experiment.build_data(experiment.compose([f"data={data}"]))
     assert module.spec.name == data
     assert module.spec == spec
+
+
+@pytest.mark.parametrize("name", options("data/env"))
+def test_each_environment_builds_with_the_families_that_fit(name: str) -> None:
+    module = experiment.build_data(experiment.compose([f"data=env/{name}"]))
+    assert isinstance(module, EnvironmentDataModule)
+    assert module.spec.name == name
+    fitting = experiment.fitting_families(module.spec)
+    assert fitting == (["dqn", "ppo"] if module.spec.classes else ["ppo"])
+    for family in options("family"):
+        composed = experiment.compose([f"family={family}", f"data=env/{name}"])
+        if family in fitting:
+            experiment.build_family(composed, module.spec)
+        else:
+            with pytest.raises(MismatchError, match=f"families that fit: {', '.join(fitting)}"):
+                experiment.build_family(composed, module.spec)
 
 
 @pytest.mark.parametrize("optimizer", options("optimizer"))

@@ -17,25 +17,32 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "platform"))
 STORED = Path(__file__).with_name("losses.json")
 COMMON = ["data=digits", "trainer.precision=64-true", "trainer.max_epochs=3", "schedule=cosine", "seed=7"]
 COMMON += ["trainer.num_threads=1"]
+AGENT = [*COMMON[1:], "data=env/cartpole", "data.steps_per_epoch=1024", "data.batch_size=100", "data.animate=false"]
 GOLDEN = {
     "mlp-digits": [*COMMON, "family=mlp", "family.dropout=0.2", "optimizer=sgd", "family.label_smoothing=0.1"],
     "cnn-digits": [*COMMON, "family=cnn", "family.channels=[8,16]", "family.kernel_size=3",
                    "family.label_smoothing=0.1", "family.augmentation={degrees: 10.0, scale: 0.1, translation: 0.1}"],
     "capsule-digits": [*COMMON, "family=capsule", "family.augmentation={degrees: 10.0, scale: 0.1, translation: 0.1}"],
+    "dqn-cartpole": [*AGENT, "family=dqn", "family.num_steps=2", "family.target_rate=0.5", "family.target_every=10"],
+    "ppo-cartpole": [*AGENT, "family=ppo", "family.entropy_weight=0.01"],
     "rbf-digits": [*COMMON, "family=rbf", "family.centres=30"],
+    "som-digits": [*COMMON, "family=som", "family.rows=5", "family.grid=hexagonal", "optimizer=sgd"],
     "siamese-digits": [*COMMON, "family=siamese", "family@family.encoder=cnn", "family.turns=2", "family.loss=triplet"],
+    "transformer-digits": [*COMMON, "family=transformer", "family.width=32", "family.label_smoothing=0.1",
+                           "family.augmentation={degrees: 10.0, scale: 0.1, translation: 0.1}"],
 }  # fmt: skip
 
 
 def losses(name: str) -> dict[str, list[float]]:
-    """Training and validation loss of every epoch."""
+    """Training and validation loss of every epoch; agents have returns in validation."""
     from neurofleet import experiment
     from neurofleet.run import run
 
     with tempfile.TemporaryDirectory() as folder:
         run(experiment.compose(GOLDEN[name]), folder=Path(folder))
         rows = json.loads((Path(folder) / "history.json").read_text())
-    return {metric: [row[metric] for row in rows] for metric in ("train/loss_epoch", "val/loss")}
+    validation = "val/loss" if "val/loss" in rows[0] else "val/return"
+    return {metric: [row[metric] for row in rows] for metric in ("train/loss_epoch", validation)}
 
 
 if __name__ == "__main__":  # all, or those that are named
