@@ -324,6 +324,21 @@ def test_resuming_what_is_done_trains_nothing(compose: Callable[..., Experiment]
     assert all(name.startswith("test/") for _, _, metrics in notes.rows for name in metrics)
 
 
+def test_a_score_that_is_good_enough_ends_a_run(compose: Callable[..., Experiment], tmp_path: Path) -> None:
+    """And its weights are the best, even if Lightning has waited since a better loss of before."""
+    stopping = {"monitor": "val/accuracy", "mode": "max", "patience": 9, "min_delta": 0.9, "restore_best": True}
+    experiment = compose(*MLP, "trainer.max_epochs=9")
+    experiment["trainer"]["early_stopping"] = stopping | {"stopping_threshold": 0.34}
+    result = run(experiment, folder=tmp_path)
+    scores = [row["val/accuracy"] for row in history(tmp_path)]
+    assert 1 < len(scores) < 9
+    assert max(scores[:-1]) <= 0.34 < scores[-1]
+    assert result.metrics["val/accuracy"] == scores[-1]
+    shorter = run(compose(*MLP, f"trainer.max_epochs={len(scores)}"), folder=tmp_path / "shorter")
+    assert difference(tmp_path, tmp_path / "shorter") == 0
+    assert shorter.metrics["test/accuracy"] == result.metrics["test/accuracy"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     number: signal.Signals, compose: Callable[..., Experiment], tmp_path: Path
@@ -415,6 +430,7 @@ def test_a_disk_that_refuses_is_an_error(compose: Callable[..., Experiment], tmp
         ("trainer.early_stopping.patience=-1", r"trainer\.early_stopping\.patience needs"),
         ("trainer.early_stopping.patience=long", r"trainer\.early_stopping\.patience needs"),
         ("trainer.early_stopping.min_delta=some", r"trainer\.early_stopping\.min_delta needs"),
+        ("+trainer.early_stopping.stopping_threshold=high", r"trainer\.early_stopping\.stopping_threshold needs"),
         ("trainer.early_stopping.monitor=7", r"trainer\.early_stopping\.monitor needs"),
         ("data.train_splits=[train,val]", r"trainer\.early_stopping needs validation rows, got none"),
         ("family.hidden=[0]", r"family\.hidden needs"),

@@ -50,10 +50,11 @@ class DataSpec:
 
     `input_mean`/`input_std` standardise the inputs (one number per feature of a table, per channel of an image or a
     sequence; empty for indices and tokens), `target_mean`/`target_std` the targets of a regression (else empty); all
-    were measured on the training rows.  `vocabulary` and `tokenizer` belong to text, `cardinalities` (indices per
-    column) to categorical inputs.  `split` is "hashed" where rows may be divided anew (`data.split`), "official" where
-    the source's own division (or a border in time, or between persons) has to be kept.  `num_rows` counts the rows of
-    each of train, val and test; `source` says where the data comes from.
+    were measured on the training rows; of an action that is a number they are the middle and half the width of its
+    range.  `vocabulary` and `tokenizer` belong to text, `cardinalities` (indices per column) to categorical inputs.
+    `split` is "hashed" where rows may be divided anew (`data.split`), "official" where the source's own division (or a
+    border in time, or between persons) has to be kept.  `num_rows` counts the rows of each of train, val and test;
+    `source` says where the data comes from.
     """
 
     name: str
