@@ -28,6 +28,8 @@ from neurofleet.steps import Batch, Context
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NUM_ROWS = 16
 NUM_STEPS = 100
+# Two of these days are nearly alike and of different seasons; from hour to hour it takes longer to tell them apart.
+TWINS = {("rnn", "italy_power_demand")}
 NUM_TOKENS = 64
 
 
@@ -71,6 +73,7 @@ class Case:
     """One family on one dataset."""
 
     def __init__(self, family: str, data: str) -> None:
+        self.names = family, data
         self.experiment, self.spec, self.batch = prepared(family, data)
 
     def build(self, seed: int = 0, *, start: bool = True) -> Family:
@@ -117,7 +120,8 @@ def test_it_learns_one_batch(case: Case) -> None:
     """By heart, where there are targets; what learns from inputs alone has to get better at what it is scored by.
     What `start` learns counts."""
     family = case.build()
-    before, after = case.loss(case.build(start=False)), case.loss(case.train(family, NUM_STEPS, lr=1e-2))
+    num_steps = NUM_STEPS * (2 if case.names in TWINS else 1)
+    before, after = case.loss(case.build(start=False)), case.loss(case.train(family, num_steps, lr=1e-2))
     assert after < (0.1 if isinstance(family, SupervisedFamily) else 0.9) * before
 
 
