@@ -145,3 +145,10 @@ def test_as_many_stages_as_the_error_allows_do_work(make_spec: MakeSpec) -> None
 def test_tables_are_refused(make_spec: MakeSpec) -> None:
     with pytest.raises(MismatchError, match="CNN needs data of kind image, got made, which is tabular"):
         make(make_spec(shape=(4,)))
+
+
+def test_it_exhibits_its_first_filters(make_spec: MakeSpec) -> None:
+    family = make(make_spec(shape=(2, 9, 8)))
+    shown = family.exhibits((images(3), torch.zeros(3, dtype=torch.int64)))
+    assert torch.equal(shown["weight_filters"]["filters"], family.convolutions[0].weight)
+    assert "worst_mistakes" in shown

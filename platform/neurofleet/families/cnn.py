@@ -18,7 +18,7 @@ from neurofleet.errors import ConfigError
 from neurofleet.families._layers import Dropout, RandomAffine, activation_by_name
 from neurofleet.families._supervised import SupervisedFamily
 from neurofleet.spec import DataSpec
-from neurofleet.steps import Context
+from neurofleet.steps import Batch, Context
 
 
 class CNN(SupervisedFamily):
@@ -111,3 +111,8 @@ class CNN(SupervisedFamily):
             images_BCYX = self.activation(norm(images_BCYX))
         features_BF = self.dropouts[0](images_BCYX.flatten(1), context)
         return self.readout(self.dropouts[1](self.activation(self.dense(features_BF)), context))
+
+    def exhibits(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        filters = self.convolutions[0].weight
+        assert isinstance(filters, Tensor)
+        return super().exhibits(batch) | {"weight_filters": {"filters": filters}}
