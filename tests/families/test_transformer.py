@@ -35,7 +35,7 @@ def make(spec: DataSpec, **settings: Any) -> Transformer:
         "activation": "gelu",
         "dropout": 0.0,
         "patch_size": None,
-        "stem_channels": 4,
+        "stem": [4],
         "ngrams": [2, 3],
         "ngram_buckets": 50,
         "label_smoothing": 0.0,
@@ -170,14 +170,12 @@ def test_padding_of_texts_never_changes_a_result(task: str, text_spec: MakeSpec)
 
 
 def test_steps_after_the_end_never_change_a_result(make_spec: MakeSpec) -> None:
-    long, short = make(make_spec(shape=(11, 3))), make(make_spec(shape=(4, 3)))
-    short.load_state_dict(long.state_dict())
-    steps = numbers(3, 4, 3)
+    family, steps = make(make_spec(shape=(11, 3))), numbers(3, 4, 3)
     padded = torch.cat([steps, torch.full((3, 7, 3), math.nan, dtype=torch.float64)], dim=1)
-    torch.testing.assert_close(long(padded), short(steps), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(family(padded), family(steps), rtol=1e-12, atol=1e-12)
     mixed = torch.cat([padded, numbers(2, 11, 3, seed=1)])
-    torch.testing.assert_close(long(mixed)[:3], short(steps), rtol=1e-12, atol=1e-12)
-    assert bool(long(torch.full((1, 11, 3), math.nan, dtype=torch.float64)).isfinite().all())
+    torch.testing.assert_close(family(mixed)[:3], family(steps), rtol=1e-12, atol=1e-12)
+    assert bool(family(torch.full((1, 11, 3), math.nan, dtype=torch.float64)).isfinite().all())
 
 
 @pytest.mark.parametrize("kind", ["sequence", "image", "text"])
@@ -187,7 +185,7 @@ def test_the_order_of_tokens_counts(kind: str, make_spec: MakeSpec, text_spec: M
         assert not torch.allclose(family(inputs), family(inputs.flip(1)))
         return
     shape = (6, 3) if kind == "sequence" else (1, 8, 8)
-    family, inputs = make(make_spec(shape=shape), stem_channels=0), numbers(2, *shape)
+    family, inputs = make(make_spec(shape=shape), stem=[]), numbers(2, *shape)
     swapped = inputs.flip(1) if kind == "sequence" else inputs.unflatten(3, (4, 2)).flip(3).flatten(3)
     assert not torch.allclose(family(inputs), family(swapped))
 
@@ -203,7 +201,7 @@ def test_the_order_of_tokens_counts(kind: str, make_spec: MakeSpec, text_spec: M
 def test_patches_fit_every_image_and_see_every_pixel(
     shape: tuple[int, ...], grid: tuple[int, int], make_spec: MakeSpec
 ) -> None:
-    tokens = PatchTokens(spec=make_spec(shape=shape), width=6, patch_size=None, stem_channels=0).double()
+    tokens = PatchTokens(spec=make_spec(shape=shape), width=6, patch_size=None, stem=[]).double()
     assert tokens.grid == grid
     image = numbers(1, *shape).requires_grad_()
     patches, valid = tokens(image)
@@ -215,7 +213,7 @@ def test_patches_fit_every_image_and_see_every_pixel(
 
 
 def test_a_patch_is_a_matrix_times_its_pixels(make_spec: MakeSpec) -> None:
-    tokens = PatchTokens(spec=make_spec(shape=(2, 6, 9)), width=6, patch_size=3, stem_channels=0).double()
+    tokens = PatchTokens(spec=make_spec(shape=(2, 6, 9)), width=6, patch_size=3, stem=[]).double()
     image = numbers(1, 2, 6, 9)
     patch = image[0, :, 3:6, 6:9].flatten()  # the second row's third
     values = tokens.cut.weight.flatten(1) @ patch + tokens.cut.bias
@@ -356,10 +354,12 @@ def test_attention_maps_are_of_the_last_block(kind: str, make_spec: MakeSpec, te
     [
         ({"width": 0}, "positive width.*got width=0"),
         ({"num_layers": 0}, "positive.*num_layers=0"),
-        ({"stem_channels": -1}, "at least 0.*stem_channels=-1"),
+        ({"stem": [4, 0]}, r"positive.*stem=\[4, 0\]"),
         ({"width": 15}, r"family\.width needs a multiple of 2 for 2 heads on image data, got 15; try 1[46]"),
-        ({"patch_size": 9}, r"family\.patch_size needs 1 to 8 pixels for images of 8x9 \(made\), got 9; try 8"),
-        ({"patch_size": 0}, r"family\.patch_size needs 1 to 8 .* got 0; try 1"),
+        ({"patch_size": 9}, r"needs a multiple of 2 from 2 to 8 for images of 8x9 \(made\) and 1 conv.* got 9; try 8"),
+        ({"patch_size": 5}, r"needs a multiple of 2 from 2 to 8 .* got 5; try 4"),
+        ({"patch_size": 0, "stem": []}, r"needs a multiple of 1 from 1 to 8 .* got 0; try 1"),
+        ({"stem": [4] * 4}, r"4 need images of at least 16 pixels a side, got 8 \(made\); .* at most 3 entries"),
         ({"activation": "swish"}, "needs a known activation"),
         ({"dropout": 1.0}, r"family\.dropout needs"),
         ({"augmentation": {}}, r"family\.augmentation needs the keys"),

@@ -5,6 +5,9 @@ Shape suffixes: B batch, T tokens, D width, C channels, Y and X pixels or patche
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,9 +17,14 @@ from neurofleet.spec import DataSpec
 
 
 def sincos(num_places: int, width: int) -> Tensor:
-    """Sines and cosines of each place (Vaswani et al. 2017), [num_places, width]; an odd width ends in a zero."""
-    frequencies = 10_000.0 ** -torch.linspace(0, 1, width // 2, dtype=torch.float64)
-    angles = torch.arange(num_places, dtype=torch.float64)[:, None] * frequencies
+    """Sines and cosines of each place (Vaswani et al. 2017), [num_places, width]; an odd width ends in a zero.
+
+    Wavelengths go from 4 places to 4 times all of them.  Those of the paper, up to 63,000, would leave most units
+    alike at all of a small image's places.
+    """
+    num_waves = width // 2
+    exponents = torch.arange(num_waves, dtype=torch.float64) / max(num_waves - 1, 1)
+    angles = torch.arange(num_places, dtype=torch.float64)[:, None] * (math.pi / 2) * num_places**-exponents
     both = torch.cat([angles.sin(), angles.cos()], dim=1)
     return F.pad(both, (0, width - both.shape[1])).to(torch.get_default_dtype())
 
@@ -25,28 +33,27 @@ class PatchTokens(nn.Module):
     """Patches of an image (Dosovitskiy et al. 2021), each with the sines and cosines of its row and its column, as in
     SimpleViT (Beyer, Zhai and Kolesnikov 2022).
 
-    Before the cut a 5x5 convolution lets neighbouring patches overlap ("Early convolutions help transformers see
-    better", Xiao et al. 2021).  Where patches do not fill the image they reach over its edges, evenly on both sides.
+    Before the cut stand convolutions, each pooled to half the size: with few images they teach a transformer what is
+    near what (compact convolutional transformers, Hassani et al. 2021).  Patches that do not fill the image reach over
+    its edges, evenly on both sides.
 
-    patch_size:    pixels a side; None for an eighth of the image's shorter side, but at least 2
-    stem_channels: of the convolution; 0 for none
+    patch_size: pixels a side; None for about an eighth of the image's shorter side, but at least 2
+    stem:       channels of each convolution; a patch has to be a multiple of what they shrink the image by
     """
 
-    def __init__(self, *, spec: DataSpec, width: int, patch_size: int | None, stem_channels: int) -> None:
+    def __init__(self, *, spec: DataSpec, width: int, patch_size: int | None, stem: list[int]) -> None:
         super().__init__()
         num_channels, height, breadth = spec.shape
-        side = min(height, breadth)
-        size = max(2, round(side / 8)) if patch_size is None else patch_size
-        if not 1 <= size <= side:
-            raise ConfigError(
-                f"family.patch_size needs 1 to {side} pixels for images of {height}x{breadth} ({spec.name}), "
-                f"got {size}; try {min(max(size, 1), side)}"
-            )
-        self.grid = -(-height // size), -(-breadth // size)
-        rows, columns = self.grid[0] * size - height, self.grid[1] * size - breadth
+        shrink = 2 ** len(stem)
+        size = _patch_size(patch_size, shrink, spec)
+        self.stem = nn.ModuleList(
+            nn.Conv2d(before, after, 5, padding=2) for before, after in pairwise([num_channels, *stem])
+        )
+        cut, height, breadth = size // shrink, -(-height // shrink), -(-breadth // shrink)
+        self.cut = nn.Conv2d(stem[-1] if stem else num_channels, width, cut, stride=cut)
+        self.grid = -(-height // cut), -(-breadth // cut)
+        rows, columns = self.grid[0] * cut - height, self.grid[1] * cut - breadth
         self.padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
-        self.stem = nn.Conv2d(num_channels, stem_channels, 5, padding=2) if stem_channels else None
-        self.cut = nn.Conv2d(stem_channels or num_channels, width, size, stride=size)
         self.norm = nn.LayerNorm(width, bias=False)
         by_row, by_column = sincos(self.grid[0], width // 2), sincos(self.grid[1], width - width // 2)
         places = torch.cat(
@@ -56,12 +63,34 @@ class PatchTokens(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images_BCYX: Tensor) -> tuple[Tensor, None]:
-        if self.stem is not None:
-            images_BCYX = F.gelu(self.stem(images_BCYX))
+        for convolution in self.stem:
+            # Pooling first leaves the activation a quarter of the pixels; `ceil` keeps the last of an odd number.
+            images_BCYX = F.gelu(F.max_pool2d(convolution(images_BCYX), 2, ceil_mode=True))
         if any(self.padding):
             images_BCYX = F.pad(images_BCYX, self.padding)
         patches_BTD = self.cut(images_BCYX).flatten(2).transpose(1, 2)
         return self.norm(patches_BTD) + self.places_TD, None
+
+
+def _patch_size(wanted: int | None, shrink: int, spec: DataSpec) -> int:
+    """A multiple of `shrink`, at most the image's shorter side."""
+    side = min(spec.shape[1:])
+    if shrink > side:
+        raise ConfigError(
+            f"family.stem halves the image once a convolution: {shrink.bit_length() - 1} need images of "
+            f"at least {shrink} pixels a side, got {side} ({spec.name}); "
+            f"give family.stem at most {side.bit_length() - 1} entries"
+        )
+    if wanted is None:
+        return max(2 if shrink == 1 else shrink, round(side / 8 / shrink) * shrink)
+    if wanted < 1 or wanted > side or wanted % shrink:
+        nearest = min(max(round(wanted / shrink), 1), side // shrink) * shrink
+        raise ConfigError(
+            f"family.patch_size needs a multiple of {shrink} from {shrink} to {side} for images of "
+            f"{spec.shape[1]}x{spec.shape[2]} ({spec.name}) and {shrink.bit_length() - 1} convolutions in family.stem, "
+            f"got {wanted}; try {nearest}"
+        )
+    return wanted
 
 
 class StepTokens(nn.Module):
@@ -76,7 +105,7 @@ class StepTokens(nn.Module):
 
     def forward(self, steps_BTC: Tensor) -> tuple[Tensor, Tensor]:
         valid_BT = _at_least_one(~steps_BTC.isnan().all(dim=2))
-        return self.norm(self.project(steps_BTC.nan_to_num())) + self.places_TD, valid_BT
+        return self.norm(self.project(steps_BTC.nan_to_num())) + self.places_TD[: steps_BTC.shape[1]], valid_BT
 
 
 class TextTokens(nn.Module):

@@ -44,8 +44,8 @@ class Transformer(SupervisedFamily):
     feed_forward:    units of a block's feed-forward layer, as a multiple of width
     activation:      relu, sigmoid, tanh or gelu
     dropout:         rate on the tokens, on what each half of a block adds, and before the readout
-    patch_size:      of images, in pixels a side; null for an eighth of the shorter side, but at least 2
-    stem_channels:   of images, of the convolution before the patches; 0 for none
+    patch_size:      of images, in pixels a side; null for about an eighth of the shorter side, but at least 2
+    stem:            of images, channels of the convolutions before the patches, each pooled to half; empty for none
     ngrams:          of texts, lengths of the n-grams that are embedded beside the tokens
     ngram_buckets:   of texts, rows in the table of each length
     label_smoothing: of classification, in training
@@ -66,18 +66,18 @@ class Transformer(SupervisedFamily):
         activation: str,
         dropout: float,
         patch_size: int | None,
-        stem_channels: int,
+        stem: list[int],
         ngrams: list[int],
         ngram_buckets: int,
         label_smoothing: float,
         augmentation: Mapping[str, float],
     ) -> None:
         super().__init__(spec=spec, label_smoothing=label_smoothing)
-        self._check(spec, width, num_layers, num_heads, feed_forward, stem_channels)
+        self._check(spec, width, num_layers, num_heads, feed_forward, stem)
         self.causal = spec.task == "language"
         self.embed: PatchTokens | StepTokens | TextTokens
         if spec.kind == "image":
-            self.embed = PatchTokens(spec=spec, width=width, patch_size=patch_size, stem_channels=stem_channels)
+            self.embed = PatchTokens(spec=spec, width=width, patch_size=patch_size, stem=stem)
         elif spec.kind == "text":
             self.embed = TextTokens(spec=spec, width=width, ngrams=ngrams, buckets=ngram_buckets)
         else:
@@ -99,7 +99,8 @@ class Transformer(SupervisedFamily):
         )
         self.norm = nn.LayerNorm(width, bias=False)
         self.readout = nn.Linear(width, spec.num_outputs)
-        nn.init.normal_(self.readout.weight, std=0.02)
+        # A language model starts near the uniform distribution; a classifier learns faster from louder first guesses.
+        nn.init.normal_(self.readout.weight, std=0.02 if self.causal else width**-0.5)
         nn.init.zeros_(self.readout.bias)
 
     @classmethod
@@ -111,14 +112,12 @@ class Transformer(SupervisedFamily):
             )
 
     @staticmethod
-    def _check(
-        spec: DataSpec, width: int, num_layers: int, num_heads: int, feed_forward: int, stem_channels: int
-    ) -> None:
-        if min(width, num_layers, num_heads, feed_forward) < 1 or stem_channels < 0:
+    def _check(spec: DataSpec, width: int, num_layers: int, num_heads: int, feed_forward: int, stem: list[int]) -> None:
+        if min(width, num_layers, num_heads, feed_forward, *stem) < 1:
             raise ConfigError(
-                "Transformer needs positive width, num_layers, num_heads and feed_forward, and stem_channels of at "
-                f"least 0, got width={width}, num_layers={num_layers}, num_heads={num_heads}, "
-                f"feed_forward={feed_forward}, stem_channels={stem_channels}"
+                "Transformer needs positive width, num_layers, num_heads, feed_forward and stem, got "
+                f"width={width}, num_layers={num_layers}, num_heads={num_heads}, feed_forward={feed_forward}, "
+                f"stem={list(stem)}"
             )
         part = 2 * num_heads if spec.kind == "text" else num_heads  # rotary positions turn pairs of units
         if width % part:
