@@ -1,0 +1,27 @@
+"""One restricted Boltzmann machine 784-256 of pixels, by CD-1: the dearest part of a deep belief network's training."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+OVERRIDES = ["family=dbn", "data=mnist5k", "family.hidden=[256]", "family.pretraining=0.999"]
+
+
+class Plain(nn.Module):
+    def __init__(self, spec: Any) -> None:
+        super().__init__()
+        self.layer = nn.Linear(spec.num_inputs, 256)
+        self.visible_bias = nn.Parameter(torch.zeros(spec.num_inputs))
+        self.scale, self.offset = spec.input_std[0] / 255, spec.input_mean[0] / 255
+
+    def free_energy(self, visible: Tensor) -> Tensor:
+        return (-visible @ self.visible_bias - F.softplus(self.layer(visible)).sum(dim=1)).mean()
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        data = inputs.flatten(1) * self.scale + self.offset
+        with torch.no_grad():
+            hidden = torch.bernoulli(torch.sigmoid(self.layer(data)))
+            dreamt = torch.sigmoid(hidden @ self.layer.weight + self.visible_bias)
+        return 0.001 * (self.free_energy(data) - self.free_energy(dreamt))
