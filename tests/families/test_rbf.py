@@ -23,6 +23,7 @@ def make(spec: DataSpec, seed: int = 0, **settings: Any) -> RBF:
     chosen: dict[str, Any] = {
         "centres": 5,
         "width": 1.5,
+        "shared_width": False,
         "ridge": 1e-3,
         "margin": 8.0,
         "sample": 1000,
@@ -79,6 +80,13 @@ def test_widths_start_at_the_distance_of_the_nearest_centre(make_spec: MakeSpec)
     family.start((inputs, torch.arange(50) % 3))
     between = torch.cdist(family.centres.detach(), family.centres.detach()) + torch.diag(torch.full((5,), 1e9))
     torch.testing.assert_close(family.log_widths.detach().exp(), 1.7 * between.min(1).values.double())
+
+
+def test_a_shared_width_starts_at_the_mean(make_spec: MakeSpec) -> None:
+    family, inputs = make(make_spec(shape=(4,)), width=1.7, shared_width=True), rows(50, 4)
+    family.start((inputs, torch.arange(50) % 3))
+    expected = 1.7 * nearest_distances(family.centres.detach()).mean()
+    torch.testing.assert_close(family.log_widths.detach().exp(), expected.expand(5))
 
 
 def test_twins_get_a_width() -> None:

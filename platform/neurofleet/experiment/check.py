@@ -33,6 +33,7 @@ TARGETS = frozenset(
         "neurofleet.families.siamese.Siamese",
         "neurofleet.families.transformer.Transformer",
         "neurofleet.families.som.SOM",
+        "neurofleet.families.spiking.Spiking",
         "neurofleet.trainer.TrainerConfig",
         "neurofleet.schedule.Constant",
         "neurofleet.schedule.Cosine",

@@ -52,11 +52,15 @@ class SupervisedFamily(Family):
         """Inputs as training sees them; a subclass may distort them at random."""
         return inputs
 
+    def answer(self, inputs: Tensor, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+        """`forward`, and scores of a family's own that come with it, row by row (spikes)."""
+        return self(inputs, context), {}
+
     def objective(self, batch: Batch, context: Context) -> Objective:
         inputs, targets = batch
-        outputs = self(self.augment(inputs, context), context)
+        outputs, scores = self.answer(self.augment(inputs, context), context)
         loss = self.loss(outputs, targets, context)
-        return Objective(loss, self._quick_metrics(outputs, targets) if context.measure else {})
+        return Objective(loss, self._quick_metrics(outputs, targets) | scores if context.measure else {})
 
     def loss(self, outputs: Tensor, targets: Tensor, context: Context) -> Tensor:
         smoothing = self.label_smoothing if context.training else 0.0
@@ -87,9 +91,9 @@ class SupervisedFamily(Family):
     def _evaluate(self, batch: Batch, stage: str) -> None:
         inputs, targets = batch
         context = self._context(batch, 0, training=False)
-        outputs = self(inputs, context)
+        outputs, scores = self.answer(inputs, context)
         loss = self.loss(outputs, targets, context)
-        self._tally(stage, {"loss": loss}, len(targets))
+        self._tally(stage, {"loss": loss} | scores, len(targets))
         if stage not in self._scores:
             self._scores[stage] = make_metrics(self.spec).to(outputs.device)
         self._scores[stage].update(outputs, targets if self.spec.task == "regression" else targets.long())

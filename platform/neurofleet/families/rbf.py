@@ -38,6 +38,7 @@ class RBF(SupervisedFamily):
 
     centres:         number of units; at least as many as classes, and two
     width:           of a unit, as a multiple of the distance from its centre to the nearest other one
+    shared_width:    whether all start with the mean of those distances
     ridge:           penalty on the squared weights of the readout's least squares, beside the mean squared error
     margin:          logits that least squares aims at: this far apart for right and wrong classes
     sample:          rows that k-means sees, at most
@@ -52,6 +53,7 @@ class RBF(SupervisedFamily):
         spec: DataSpec,
         centres: int,
         width: float,
+        shared_width: bool,
         ridge: float,
         margin: float,
         sample: int,
@@ -71,6 +73,7 @@ class RBF(SupervisedFamily):
         if sample < centres:
             raise ConfigError(f"RBF needs sample >= centres, got sample={sample}; raise family.sample to {centres}")
         self.width, self.ridge, self.margin, self.sample = width, ridge, margin, sample
+        self.shared_width = shared_width
         self.centres = nn.Parameter(torch.randn(centres, spec.num_inputs))
         # Among standardised features two rows are about this far apart.
         self.log_widths = nn.Parameter(torch.full((centres,), 2.0 * spec.num_inputs).sqrt().log())
@@ -89,7 +92,8 @@ class RBF(SupervisedFamily):
         with torch.no_grad():
             centres_UF = k_means(self._sample(rows_NF, seed), len(self.centres), seed)
             self.centres.copy_(centres_UF)
-            self.log_widths.copy_((self.width * nearest_distances(centres_UF)).log())
+            distances_U = nearest_distances(centres_UF)
+            self.log_widths.copy_((self.width * (distances_U.mean() if self.shared_width else distances_U)).log())
             weight_OU, bias_O = self._least_squares(rows_NF, self._aims(targets))
             self.readout.weight.copy_(weight_OU)
             self.readout.bias.copy_(bias_O)
