@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from neurofleet.errors import ConfigError, MismatchError
-from neurofleet.families._attention import Block, attend, attention_weights, rotary_turns, rotate
-from neurofleet.families._tokens import PatchTokens, TextTokens
 from neurofleet.families.transformer import Transformer
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Context
@@ -65,84 +63,6 @@ def texts(num_rows: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(1, 10, (num_rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-# Attention.
-
-
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("lengths", [None, [5, 2, 1]], ids=str)
-def test_attention_is_a_softmax(causal: bool, lengths: list[int] | None) -> None:
-    query, key, value = (numbers(3, 2, 5, 4, seed=seed) for seed in range(3))
-    valid = None if lengths is None else torch.arange(5) < torch.tensor(lengths)[:, None]
-    expected = np.zeros((3, 2, 5, 4))
-    for row in range(3):
-        for head in range(2):
-            for here in range(5):
-                seen = [s for s in range(lengths[row] if lengths else 5) if not (causal and s > here)]
-                scores = [float(query[row, head, here] @ key[row, head, s]) / math.sqrt(4) for s in seen]
-                shares = np.exp(scores) / np.exp(scores).sum()
-                expected[row, head, here] = shares @ value[row, head, seen].numpy()
-    got = attend(query, key, value, causal=causal, valid_BS=valid)
-    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12, atol=1e-14)
-    weights = attention_weights(query, key, causal=causal, valid_BS=valid)
-    np.testing.assert_allclose((weights @ value).numpy(), expected, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_a_stack_attends_as_each_does_alone(causal: bool) -> None:
-    """vmap takes the formula, one network torch's kernel: the same values and gradients."""
-    stacked, valid = numbers(3, 2, 2, 5, 4), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-
-    def loss(tokens: Tensor) -> Tensor:
-        return attend(tokens, tokens * 2, tokens + 1, causal=causal, valid_BS=valid).square().sum()
-
-    gradients = torch.func.vmap(torch.func.grad(loss))(stacked)
-    for place in range(3):
-        one = stacked[place].clone().requires_grad_()
-        loss(one).backward()
-        torch.testing.assert_close(gradients[place], one.grad, rtol=1e-11, atol=1e-12)
-
-
-def test_rotary_products_depend_on_the_distance_alone() -> None:
-    turns = rotary_turns(20, 8).double()
-    query, key = numbers(1, 1, 1, 8, seed=1), numbers(1, 1, 1, 8, seed=2)
-    queries, keys = rotate(query.expand(1, 1, 20, 8), turns)[0, 0], rotate(key.expand(1, 1, 20, 8), turns)[0, 0]
-    products = queries @ keys.T
-    for distance in (-7, 0, 3):
-        along = products.diagonal(distance)
-        torch.testing.assert_close(along, along[:1].expand(len(along)), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(products[0, 0], (query * key).sum())
-    assert products[0].std() > 0.1
-    torch.testing.assert_close(queries.norm(dim=1), query.norm().expand(20))
-
-
-def test_a_new_block_is_the_identity() -> None:
-    block = Block(width=8, num_heads=2, feed_forward=12, activation=torch.relu, dropout=0.5, first_site=0).double()
-    stream = numbers(2, 5, 8)
-    assert torch.equal(block(stream, None, turns_2TK=None, causal=False, valid_BT=None), stream)
-
-
-def test_a_block_is_attention_and_a_perceptron_on_norms() -> None:
-    block = Block(width=8, num_heads=2, feed_forward=12, activation=torch.relu, dropout=0.0, first_site=0).double()
-    for parameter in block.parameters():
-        torch.nn.init.normal_(parameter)
-    stream = numbers(2, 5, 8)
-
-    def norm(tokens: Tensor, scale: Tensor) -> Tensor:
-        centred = tokens - tokens.mean(dim=-1, keepdim=True)
-        return centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * scale
-
-    parts = norm(stream, block.norm_attention.weight) @ block.query_key_value.weight.T
-    heads = []
-    for head in range(2):
-        query, key, value = (parts[..., 8 * part + 4 * head : 8 * part + 4 * head + 4] for part in range(3))
-        heads.append((query @ key.transpose(1, 2) / 2).softmax(dim=-1) @ value)
-    middle = stream + torch.cat(heads, dim=-1) @ block.mix.weight.T
-    inner = (norm(middle, block.norm_feed_forward.weight) @ block.up.weight.T).clamp(min=0)
-    expected = middle + inner @ block.down.weight.T
-    got = block(stream, None, turns_2TK=None, causal=False, valid_BT=None)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
-
-
 # What a result must not depend on.
 
 
@@ -188,65 +108,6 @@ def test_the_order_of_tokens_counts(kind: str, make_spec: MakeSpec, text_spec: M
     family, inputs = make(make_spec(shape=shape), stem=[]), numbers(2, *shape)
     swapped = inputs.flip(1) if kind == "sequence" else inputs.unflatten(3, (4, 2)).flip(3).flatten(3)
     assert not torch.allclose(family(inputs), family(swapped))
-
-
-# Tokens.
-
-
-@pytest.mark.parametrize(
-    ("shape", "grid"),
-    [((1, 8, 8), (4, 4)), ((1, 28, 28), (7, 7)), ((3, 32, 32), (8, 8)), ((1, 56, 46), (10, 8)), ((1, 36, 36), (9, 9))],
-    ids=str,
-)
-def test_patches_fit_every_image_and_see_every_pixel(
-    shape: tuple[int, ...], grid: tuple[int, int], make_spec: MakeSpec
-) -> None:
-    tokens = PatchTokens(spec=make_spec(shape=shape), width=6, patch_size=None, stem=[]).double()
-    assert tokens.grid == grid
-    image = numbers(1, *shape).requires_grad_()
-    patches, valid = tokens(image)
-    assert patches.shape == (1, math.prod(grid), 6)
-    assert valid is None
-    patches.square().sum().backward()
-    assert image.grad is not None
-    assert bool((image.grad != 0).all())
-
-
-def test_a_patch_is_a_matrix_times_its_pixels(make_spec: MakeSpec) -> None:
-    tokens = PatchTokens(spec=make_spec(shape=(2, 6, 9)), width=6, patch_size=3, stem=[]).double()
-    image = numbers(1, 2, 6, 9)
-    patch = image[0, :, 3:6, 6:9].flatten()  # the second row's third
-    values = tokens.cut.weight.flatten(1) @ patch + tokens.cut.bias
-    expected = torch.nn.functional.layer_norm(values, (6,)) + tokens.places_TD[5]
-    torch.testing.assert_close(tokens(image)[0][0, 5], expected, rtol=1e-10, atol=1e-10)
-    assert len({tuple(place) for place in tokens.places_TD.tolist()}) == 6  # type: ignore[union-attr, operator]
-
-
-def test_an_ngram_has_its_row_wherever_it_stands(text_spec: MakeSpec) -> None:
-    embed = TextTokens(spec=text_spec(), width=6, ngrams=[3, 2], buckets=1000)
-    pairs, triples = embed.places(torch.tensor([[5, 6, 7, 5, 6, 7, 2], [0, 0, 0, 0, 5, 6, 7]]))
-    assert pairs[0, 1] == pairs[0, 4] == pairs[1, 5] != pairs[0, 3]
-    assert triples[0, 2] == triples[0, 5] == triples[1, 6] != triples[0, 6]
-    assert triples[0, 1] == triples[1, 5], "before a text stands padding"
-    prime = (1 << 31) - 1
-    assert pairs[0, 2] == (7 * 1_000_003 + 6) % prime % 1000
-    assert triples[0, 2] == ((7 * 1_000_003 + 6) % prime * 1_000_003 + 5) % prime % 1000 + 1000
-
-
-def test_ngrams_hardly_share_rows(text_spec: MakeSpec) -> None:
-    embed = TextTokens(spec=text_spec(), width=2, ngrams=[4], buckets=4096)
-    grams = torch.cartesian_prod(*[torch.arange(2, 10)] * 4)  # 4,096 of them
-    (places,) = embed.places(grams)
-    used = places[:, 3].unique().numel() / 4096
-    assert used == pytest.approx(1 - 1 / math.e, abs=0.03), "as of a random function"
-
-
-def test_an_unseen_ngram_says_nothing(text_spec: MakeSpec) -> None:
-    embed, tokens = TextTokens(spec=text_spec(), width=6, ngrams=[2], buckets=50), texts(2, 9)
-    plain = torch.nn.functional.layer_norm(embed.table_VD[tokens], (6,))
-    torch.testing.assert_close(embed(tokens)[0], plain)
-    torch.nn.init.normal_(embed.ngram_table)  # type: ignore[arg-type]
-    assert not torch.allclose(embed(tokens)[0], plain)
 
 
 # The task language.

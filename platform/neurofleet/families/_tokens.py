@@ -41,6 +41,8 @@ class PatchTokens(nn.Module):
     stem:       channels of each convolution; a patch has to be a multiple of what they shrink the image by
     """
 
+    places_TD: Tensor
+
     def __init__(self, *, spec: DataSpec, width: int, patch_size: int | None, stem: list[int]) -> None:
         super().__init__()
         num_channels, height, breadth = spec.shape
@@ -95,6 +97,8 @@ def _patch_size(wanted: int | None, shrink: int, spec: DataSpec) -> int:
 
 class StepTokens(nn.Module):
     """Steps of a sequence, each with the sines and cosines of its place; NaN marks steps after a shorter one's end."""
+
+    places_TD: Tensor
 
     def __init__(self, *, spec: DataSpec, width: int) -> None:
         super().__init__()
