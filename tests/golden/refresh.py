@@ -30,6 +30,8 @@ GOLDEN = {
     "ppo-cartpole": [*AGENT, "family=ppo", "family.entropy_weight=0.01"],
     "rbf-digits": [*COMMON, "family=rbf", "family.centres=30"],
     "som-digits": [*COMMON, "family=som", "family.rows=5", "family.grid=hexagonal", "optimizer=sgd"],
+    "spiking-digits": [*COMMON, "family=spiking", "family.architecture=convolutional", "family.channels=[8]",
+                       "family.kernel_size=3", "family.hidden=[16]", "family.num_steps=4", "family.coding=rate"],
     "siamese-digits": [*COMMON, "family=siamese", "family@family.encoder=cnn", "family.turns=2", "family.loss=triplet"],
     "transformer-digits": [*COMMON, "family=transformer", "family.width=32", "family.label_smoothing=0.1",
                            "family.augmentation={degrees: 10.0, scale: 0.1, translation: 0.1}"],

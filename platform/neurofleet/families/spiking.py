@@ -4,10 +4,10 @@ A neuron's potential leaks, gathers current, and sends a spike when it passes 1,
 
     potential[t] = leak * potential[t-1] + current[t] - spike[t-1],    spike[t] = potential[t] > 1
 
-These are the equations of snntorch's `Leaky` (reset by subtraction), whose modules remember their state between calls; here
-a step is a pure function, and each layer takes all steps of time at once, so that a convolution is one call.  A spike has
-no derivative: going back, that of a smooth step stands in (Zenke and Ganguli 2018: fast sigmoid; Fang et al. 2021:
-arctangent).  The readout gathers without spikes, and its mean potential is the answer.
+These are the equations of snntorch's `Leaky` (reset by subtraction), whose modules remember their state between calls;
+here a step is a pure function, and each layer takes all steps of time at once, so that a convolution is one call.  A
+spike has no derivative: going back, that of a smooth step stands in (Zenke and Ganguli 2018: fast sigmoid; Fang et al.
+2021: arctangent).  The readout gathers without spikes, and its mean potential is the answer.
 
 Shape suffixes: T steps of time, B batch, F features, C channels, O outputs; `_TB_` has both in one axis, T first.
 """
