@@ -72,7 +72,9 @@ class RowSupply(Supply):
         inputs, targets = self.tensors("test", self.family.device)
         outputs = torch.cat([self.family(batch) for batch in inputs.split(EVALUATION_ROWS)])
         shown = self.family.exhibits((inputs[:EXHIBITED_ROWS], targets[:EXHIBITED_ROWS])) if exhibit else {}
-        return {"outputs": outputs, "targets": targets}, shown
+        # What a family calls by names of its own is no prediction of the targets, whatever its width.
+        name = "outputs" if self.family.output_names is None else "named_outputs"
+        return {name: outputs, "targets": targets}, shown
 
 
 class EpisodeSupply(Supply):

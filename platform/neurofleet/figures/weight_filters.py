@@ -25,7 +25,7 @@ def weight_filters(path: Path, *, spec: DataSpec, filters: np.ndarray) -> Figure
     from matplotlib.figure import Figure
 
     order = np.argsort(-np.square(filters).reshape(len(filters), -1).sum(axis=1), kind="stable")[:NUM_FILTERS]
-    columns = min(len(order), 8 if len(order) <= 32 else 10 if len(order) <= 60 else 14)
+    columns = min(len(order), 8 if len(order) <= 32 else 10)
     lines = math.ceil(len(order) / columns)
     figure = Figure(figsize=(0.62 * columns + 0.3, 0.62 * lines + 0.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)

@@ -133,7 +133,7 @@ def _draw_predictions(folder: Path, spec: DataSpec) -> Iterator[Path]:
     from neurofleet.figures.predicted_vs_true import predicted_vs_true
 
     tensors, _ = checkpoint.decode((folder / "predictions.safetensors").read_bytes())
-    if tensors["outputs"].shape[1:] != (spec.num_outputs,) or spec.task not in PREDICTED:
+    if "outputs" not in tensors or tensors["outputs"].shape[1:] != (spec.num_outputs,) or spec.task not in PREDICTED:
         return  # no predictions of the targets: the family has other things to show
     outputs, targets = tensors["outputs"].double(), tensors["targets"]
     for index, column in enumerate(spec.targets[:MOST_TARGETS]):
