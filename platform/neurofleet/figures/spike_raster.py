@@ -67,8 +67,9 @@ def _lines(axes: Axes, spec: DataSpec, potentials: np.ndarray) -> None:
     best = int(potentials.mean(axis=0).argmax())
     for output in sorted(highest):
         chosen = output == best and len(highest) > 1
-        style = {"color": "#D55E00", "linewidth": 1.8} if chosen else {"color": "#999999", "linewidth": 0.9}
-        axes.plot(np.arange(len(potentials)) + 1, potentials[:, output], marker=".", **style)
+        colour, width = ("#D55E00", 1.8) if chosen else ("#999999", 0.9)
+        times = np.arange(len(potentials)) + 1
+        axes.plot(times, potentials[:, output], marker=".", color=colour, linewidth=width)
     if len(highest) > 1:
         axes.set_title(f"most: {names[best][:24]}", fontsize=8)
     axes.grid(alpha=0.3)
