@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,9 +24,9 @@ LABELS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]], dtype
 
 
 def family(spec: DataSpec, label_smoothing: float = 0.0) -> MLP:
-    return MLP(
-        spec=spec, hidden=[], activation="relu", dropout=0.0, embedding=4, label_smoothing=label_smoothing
-    ).double()
+    plain: dict[str, Any] = {"hidden": [], "activation": "relu", "dropout": 0.0, "embedding": 4}
+    plain["augmentation"] = {"degrees": 0.0, "scale": 0.0, "translation": 0.0}
+    return MLP(spec=spec, label_smoothing=label_smoothing, **plain).double()
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> float:

@@ -27,7 +27,8 @@ BY_HAND: dict[str, Callable[[Any], Any]] = {
 
 def make(spec: DataSpec, **settings: Any) -> MLP:
     chosen = {"hidden": [5, 7], "activation": "relu", "dropout": 0.0, "embedding": 3, "label_smoothing": 0.0}
-    return MLP(spec=spec, **chosen | settings).double()
+    still = {"augmentation": {"degrees": 0.0, "scale": 0.0, "translation": 0.0}}
+    return MLP(spec=spec, **chosen | still | settings).double()
 
 
 def layers(family: MLP) -> list[tuple[Any, Any]]:
@@ -118,3 +119,13 @@ def test_after_the_end_of_a_sequence_is_the_mean(make_spec: MakeSpec) -> None:
     family = make(make_spec(shape=(3, 2)))
     short = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [math.nan, math.nan]]], dtype=torch.float64)
     assert torch.equal(family(short), family(short.nan_to_num()))
+
+
+def test_images_are_distorted_in_training_alone(make_spec: MakeSpec, make_context: Callable[..., Context]) -> None:
+    family = make(make_spec(shape=(1, 6, 6)), augmentation={"degrees": 20.0, "scale": 0.1, "translation": 0.1})
+    images = torch.rand(3, 1, 6, 6, dtype=torch.float64)
+    assert torch.equal(family.augment(images, make_context(3, training=False)), images)
+    assert not torch.equal(family.augment(images, make_context(3)), images)
+    rows = torch.rand(3, 4, dtype=torch.float64)
+    assert torch.equal(make(make_spec(), augmentation={"degrees": 20.0, "scale": 0.0, "translation": 0.0}).augment(
+        rows, make_context(3)), rows)  # fmt: skip

@@ -5,6 +5,7 @@ Shape suffixes: B batch, K columns of indices, H units of a hidden layer, O outp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from neurofleet.errors import ConfigError
-from neurofleet.families._layers import Dropout, activation_by_name, checked_rate, numbers
+from neurofleet.families._layers import Dropout, RandomAffine, activation_by_name, checked_rate, numbers
 from neurofleet.families._supervised import SupervisedFamily
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Context
@@ -30,6 +31,7 @@ class MLP(SupervisedFamily):
     dropout:         rate after each hidden layer
     embedding:       units that a column of indices becomes
     label_smoothing: of classification, in training
+    augmentation:    of images: degrees, scale, translation of random affine distortions in training; zeros for none
     """
 
     kinds: ClassVar[frozenset[str]] = frozenset({"tabular", "categorical", "image", "sequence"})
@@ -43,6 +45,7 @@ class MLP(SupervisedFamily):
         dropout: float,
         embedding: int,
         label_smoothing: float,
+        augmentation: Mapping[str, float],
     ) -> None:
         super().__init__(spec=spec, label_smoothing=label_smoothing)
         if any(units < 1 for units in hidden):
@@ -55,8 +58,12 @@ class MLP(SupervisedFamily):
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
         checked_rate(dropout)  # even where no layer is left to drop from
         self.dropouts = nn.ModuleList(Dropout(dropout, site) for site in range(len(hidden)))
+        self.distort = RandomAffine.from_config(augmentation, site=len(hidden))
         self.readout = nn.Linear(sizes[-1], spec.num_outputs)
         self.activation = activation_by_name(activation)
+
+    def augment(self, inputs: Tensor, context: Context) -> Tensor:
+        return self.distort(inputs, context) if self.spec.kind == "image" else inputs
 
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         if self.embeddings:
