@@ -253,3 +253,17 @@ def test_a_language_model_sees_nothing_to_come(settings: dict[str, Any], message
 def test_tables_are_refused(make_spec: MakeSpec) -> None:
     with pytest.raises(MismatchError, match="RNN needs data of kind image or sequence or text, got made"):
         make(make_spec(shape=(4,)))
+
+
+def test_forecasts_are_shown_in_the_users_units(make_spec: MakeSpec) -> None:
+    units = {"input_mean": (5.0,), "input_std": (2.0,), "target_mean": (5.0,) * 3, "target_std": (2.0,) * 3}
+    family = make(make_spec("regression", shape=(7, 1), **units))
+    inputs, targets = sequences()[..., :1], torch.arange(12.0, dtype=torch.float64).view(4, 3)
+    shown = family.exhibits((inputs.repeat(5, 1, 1), targets.repeat(5, 1)))["forecast"]
+    rows = [0, 3, 7, 11, 15, 19]
+    torch.testing.assert_close(shown["targets"], targets.repeat(5, 1)[rows] * 2 + 5)
+    torch.testing.assert_close(shown["history"], inputs[..., 0].repeat(5, 1)[rows] * 2 + 5, equal_nan=True)
+    torch.testing.assert_close(shown["predictions"], (family(inputs) * 2 + 5).repeat(5, 1)[rows])
+    several = make(make_spec("regression", shape=(7, 2)))
+    assert several.exhibits((sequences(), targets))["forecast"]["history"].shape == (4, 0)
+    assert make(make_spec("regression", shape=(7, 2), num_outputs=1)).exhibits((sequences(), targets[:, :1])) == {}

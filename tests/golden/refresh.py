@@ -33,6 +33,8 @@ GOLDEN = {
     "spiking-digits": [*COMMON, "family=spiking", "family.architecture=convolutional", "family.channels=[8]",
                        "family.kernel_size=3", "family.hidden=[16]", "family.num_steps=4", "family.coding=rate"],
     "siamese-digits": [*COMMON, "family=siamese", "family@family.encoder=cnn", "family.turns=2", "family.loss=triplet"],
+    "rnn-digits": [*COMMON, "family=rnn", "family.bidirectional=true", "family.num_layers=2", "family.hidden=32",
+                   "family.dropout=0.2", "family.jitter=0.1", "family.channels=[8]", "family.kernel_sizes=[3]"],
     "transformer-digits": [*COMMON, "family=transformer", "family.width=32", "family.label_smoothing=0.1",
                            "family.augmentation={degrees: 10.0, scale: 0.1, translation: 0.1}"],
 }  # fmt: skip
