@@ -67,15 +67,21 @@ def _over_image(axes: np.ndarray, image: np.ndarray, heads: np.ndarray, rows: in
 
 def _squares(axes: np.ndarray, spec: DataSpec, row: np.ndarray, heads: np.ndarray) -> None:
     """Who looks at whom, from the first token or step to the end of the row."""
+    from matplotlib.colors import PowerNorm
+    from matplotlib.ticker import MaxNLocator
+
     length = int((row != 0).sum()) if spec.kind == "text" else int((~np.isnan(row).all(axis=1)).sum())
     shown = min(length, MOST_TOKENS) if spec.kind == "text" else length
     for one, weights in zip(axes, heads, strict=True):
         square = weights[:shown, :shown]
-        one.imshow(square, cmap="magma", vmin=0, vmax=max(float(square.max()), 1e-9))
+        # The first of a causal text can look nowhere else; the square root leaves the others something to be seen.
+        one.imshow(square, cmap="magma", norm=PowerNorm(0.5, vmin=0, vmax=max(float(square.max()), 1e-9)))
         if spec.kind == "text":
             _name_tokens(one, spec, row[:shown])
         else:
             one.tick_params(labelsize=7)
+            one.xaxis.set_major_locator(MaxNLocator(integer=True))
+            one.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("the token that looks" if spec.kind == "text" else "the step that looks", fontsize=8)
 
 

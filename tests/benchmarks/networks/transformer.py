@@ -29,7 +29,7 @@ class Block(nn.Module):
 class Plain(nn.Module):
     def __init__(self, spec: Any) -> None:
         super().__init__()
-        self.stem, self.cut = nn.Conv2d(1, 16, 5, padding=2), nn.Conv2d(16, WIDTH, 4, stride=4)
+        self.stem, self.cut = nn.Conv2d(1, 16, 5, padding=2), nn.Conv2d(16, WIDTH, 2, stride=2)
         self.norm_tokens, self.norm = nn.LayerNorm(WIDTH, bias=False), nn.LayerNorm(WIDTH, bias=False)
         self.register_buffer("places", torch.randn(49, WIDTH))
         self.blocks = nn.Sequential(Block(), Block())
@@ -37,7 +37,7 @@ class Plain(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        patches = self.cut(F.gelu(self.stem(inputs))).flatten(2).transpose(1, 2)
+        patches = self.cut(F.gelu(F.max_pool2d(self.stem(inputs), 2))).flatten(2).transpose(1, 2)
         tokens = self.blocks(self.dropout(self.norm_tokens(patches) + self.places))
         return self.readout(self.dropout(self.norm(tokens).mean(dim=1)))
 
