@@ -6,11 +6,12 @@ persistent contrastive divergence (Tieleman 2008) where it goes on from step to 
 every worker advances alike.  The layers have their turns in the first part of training (Hinton, Osindero and Teh 2006),
 each on the means of the layer below; what remains fine-tunes all of them by the task's loss.
 
-Both parts share the optimizer.  `pretraining_weight` sets their rates apart with SGD.  Adam's steps do not depend on
-it, but what Adam remembers does: free energies are sums over units, and after their large gradients the first thousand
-steps of fine-tuning would be tiny.  With Adam the schedule sets the rates apart: `step` with a milestone where
-pretraining ends, or `cosine`, which comes down by itself.  Held-out data is always measured by the task, so the curve
-of the training loss breaks where fine-tuning begins, and validation scores mean nothing before.
+Both parts share the optimizer. `pretraining_weight` sets their rates apart with SGD; within a layer's turn it falls to
+a tenth in a straight line, since at a constant rate the noise of the chains would be the last thing learnt. Adam's
+steps do not depend on it, but what Adam remembers does: free energies are sums over units, and after their large
+gradients the first thousand steps of fine-tuning would be tiny. With Adam the schedule sets the rates apart: `step`
+with a milestone where pretraining ends, or `cosine`, which comes down by itself. Held-out data is always measured by
+the task, so the curve of the training loss breaks where fine-tuning begins, and validation scores mean nothing before.
 
 Shape suffixes: B batch (or chains), V visible units, H hidden units, O outputs.
 """
@@ -156,16 +157,19 @@ class DBN(SupervisedFamily):
 
     # The learning rule.
 
-    def layer_in_turn(self, context: Context) -> int | None:
-        """The layer that is pretrained at this point of training, or None."""
+    def turn(self, context: Context) -> tuple[int, float] | None:
+        """The layer that is pretrained at this point of training and how much of its turn is over, or None."""
         if not context.training or context.progress >= self.pretraining:
             return None
-        return min(int(context.progress / self.pretraining * len(self.layers)), len(self.layers) - 1)
+        turns = context.progress / self.pretraining * len(self.layers)
+        index = min(int(turns), len(self.layers) - 1)
+        return index, turns - index
 
     def objective(self, batch: Batch, context: Context) -> Objective:
-        index = self.layer_in_turn(context)
-        if index is None:
+        turn = self.turn(context)
+        if turn is None:
             return super().objective(batch, context)
+        index, over = turn
         with torch.no_grad():
             data_BV = self.visible(self.augment(batch[0], context))
             for layer in self.layers[:index]:
@@ -179,7 +183,7 @@ class DBN(SupervisedFamily):
             else:
                 dreamt_BV = self.dream(index, data_BV, context.key(GIBBS_SITE), context.rows)
         gap = self.free_energy(index, data_BV).mean() - self.free_energy(index, dreamt_BV).mean()
-        loss = self.pretraining_weight * gap
+        loss = self.pretraining_weight * (1 - 0.9 * over) * gap
         return Objective(loss, self._reconstruction(index, data_BV) if context.measure else {}, buffers)
 
     def free_energy(self, index: int, visible_BV: Tensor) -> Tensor:
