@@ -5,34 +5,40 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from pytorch_metric_learning import losses as library
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 from pytorch_metric_learning.reducers import MeanReducer
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
+from neurofleet import experiment as experiments
 from neurofleet.errors import ConfigError, MismatchError
 from neurofleet.families import _pairs
-from neurofleet.families.cnn import CNN
-from neurofleet.families.mlp import MLP
 from neurofleet.families.siamese import References, Siamese, spread
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Context
 
 MakeSpec = Callable[..., DataSpec]
 MakeContext = Callable[..., Context]
-ENCODER = functools.partial(
-    MLP, hidden=[7], activation="tanh", dropout=0.0, embedding=1, label_smoothing=0.0
-)  # as the config gives it
-MOVING = functools.partial(
-    CNN, channels=[4], convolutions_per_stage=1, kernel_size=3, norm="layer", hidden=6, activation="relu", dropout=0.3,
-    label_smoothing=0.0, augmentation={"degrees": 20.0, "scale": 0.1, "translation": 0.1},
-)  # fmt: skip
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "family"
+
+
+def encoder(name: str, **changes: Any) -> Callable[..., Any]:
+    """As an experiment gives it."""
+    config: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))
+    return functools.partial(experiments.build, config | changes)
+
+
+ENCODER = encoder("mlp", hidden=[7], activation="tanh")
+DISTORTION = {"degrees": 20.0, "scale": 0.1, "translation": 0.1}
+MOVING = encoder("cnn", channels=[4], kernel_size=3, hidden=6, dropout=0.3, augmentation=DISTORTION)
 
 
 def make(spec: DataSpec, **settings: Any) -> Siamese:
@@ -45,6 +51,7 @@ def make(spec: DataSpec, **settings: Any) -> Siamese:
         "temperature": 0.2,
         "references": 12,
         "turns": 1,
+        "halves": 0.0,
     }
     return Siamese(spec=spec, **chosen | settings).double()
 
@@ -155,7 +162,7 @@ def test_the_objective_by_hand(make_spec: MakeSpec, make_context: MakeContext) -
 @pytest.mark.parametrize("turns", [1, 4])
 def test_parts_make_the_whole(loss: str, turns: int, make_spec: MakeSpec, make_context: MakeContext) -> None:
     """With everything that is drawn: references, distortions, turns, dropout."""
-    family = make(make_spec(shape=(1, 8, 8)), encoder=MOVING, loss=loss, turns=turns)
+    family = make(make_spec(shape=(1, 8, 8)), encoder=MOVING, loss=loss, turns=turns, halves=0.5)
     train, targets = rows(40, 1, 8, 8), torch.arange(40) % 3
     family.start((train, targets))
     whole = family.objective((train[:9], targets[:9]), make_context(9)).loss
@@ -180,6 +187,18 @@ def test_a_turned_image_is_of_another_class(turns: int, make_spec: MakeSpec, mak
     for row in range(200):
         assert torch.equal(turned[row], images[row].rot90(int(new[row] % turns), (1, 2)))
     assert torch.bincount(new % turns, minlength=turns).min() > 30
+
+
+def test_joined_halves_are_of_the_class_of_both(make_spec: MakeSpec, make_context: MakeContext) -> None:
+    family = make(make_spec(shape=(1, 9, 8)), halves=0.4)
+    train = torch.arange(3.0).repeat(20).view(60, 1, 1, 1).expand(60, 1, 9, 8)  # each image shows its class
+    labels = torch.arange(3).repeat(20)
+    family.start((train, labels))
+    joined, new = family._join_halves(train, labels, make_context(60))
+    assert torch.equal(joined[:, 0, :4], train[:, 0, :4])
+    assert torch.equal(joined[:, 0, 4:].amax(dim=(1, 2)), joined[:, 0, 4:].amin(dim=(1, 2)))
+    assert torch.equal(new, 3 * joined[:, 0, 0, 0].long() + joined[:, 0, 8, 0].long())
+    assert 8 <= (new // 3 != new % 3).sum() <= 24, "two thirds of 40 % get the half of another class"
 
 
 def test_the_curve_is_that_of_scikit_learn() -> None:
@@ -267,6 +286,7 @@ def test_embeddings_have_length_one_if_wanted(make_spec: MakeSpec) -> None:
         ({"margin": 0.0}, r"positive margin and temperature, got margin=0\.0"),
         ({"temperature": -1.0}, r"temperature=-1\.0"),
         ({"turns": 2}, r"family\.turns needs square images, got made \(tabular \(4,\)\); set 1"),
+        ({"halves": 0.5}, r"family\.halves needs a share of images, got 0\.5 for made \(tabular\); set 0"),
         ({"turns": 5}, r"family\.turns needs 1 to 4 quarter turns, got 5"),
     ],
 )

@@ -31,7 +31,7 @@ from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
 
 LOSSES = ("contrastive", "triplet", "ntxent")
-DRAW_SITE, TURN_SITE = 1000, 1001  # beyond those of any encoder
+DRAW_SITE, TURN_SITE, PARTNER_SITE, HALVES_SITE = range(1000, 1004)  # beyond those of any encoder
 HELD_OUT_REFERENCES = 64  # what each held-out row's loss is measured against
 PAIRED_ROWS = 2048  # of held-out rows; all their pairs are scored
 SHOWN_PAIRS, SHOWN_POINTS = 4000, 400  # of the pictures
@@ -45,14 +45,23 @@ class References:
         self.order_N = labels_N.argsort(stable=True)
         self.classes, self.counts = labels_N.unique(return_counts=True)
         self.firsts = self.counts.cumsum(0) - self.counts
+        self.num_labels = int(self.classes[-1]) + 1
 
     def draw(self, number: int, key: counter.Key) -> tuple[Tensor, Tensor]:
         """(inputs, labels) of so many rows, spread evenly over the classes."""
         slots_R = torch.arange(number, dtype=torch.int32, device=self.inputs.device)
         draws_R2 = counter.uniform(key, slots_R, (2,), torch.float64)
-        num_classes = len(self.classes)
-        classes_R = ((slots_R + draws_R2[:, 0]) * (num_classes / number)).long().clamp(max=num_classes - 1)
-        places_R = self.firsts[classes_R] + (draws_R2[:, 1] * self.counts[classes_R]).long()
+        return self._members((slots_R + draws_R2[:, 0]) / number, draws_R2[:, 1])
+
+    def partners(self, rows_B: Tensor, key: counter.Key) -> tuple[Tensor, Tensor]:
+        """(inputs, labels) of a row of any class for each row of a batch."""
+        draws_B2 = counter.uniform(key, rows_B, (2,), torch.float64)
+        return self._members(draws_B2[:, 0], draws_B2[:, 1])
+
+    def _members(self, quantiles_of_classes_R: Tensor, quantiles_R: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows at quantiles, in [0, 1), of the classes and of a class's rows."""
+        classes_R = (quantiles_of_classes_R * len(self.classes)).long()
+        places_R = self.firsts[classes_R] + (quantiles_R * self.counts[classes_R]).long()
         return self.inputs[self.order_N[places_R]], self.classes[classes_R]
 
 
@@ -74,6 +83,8 @@ class Siamese(Family):
     turns:       1, or how many quarter turns (up to 4) of an image are of classes of their own in training (square
                  images): more classes teach what tells classes apart, rather than these classes.  With 2 no image
                  stands on its head, where some (0 and 1 among digits) look as before
+    halves:      share of the images that get the lower half of another in training, and are of the class of both: so
+                 parts are told apart that no class of the training rows has alone
     """
 
     kinds: ClassVar[frozenset[str]] = frozenset({"tabular", "image", "sequence"})
@@ -91,6 +102,7 @@ class Siamese(Family):
         temperature: float,
         references: int,
         turns: int,
+        halves: float,
     ) -> None:
         super().__init__(spec=spec)
         if min(size, references) < 1:
@@ -107,6 +119,10 @@ class Siamese(Family):
             raise ConfigError(f"family.turns needs 1 to 4 quarter turns, got {turns}")
         if turns > 1 and (spec.kind != "image" or spec.shape[1] != spec.shape[2]):
             raise ConfigError(f"family.turns needs square images, got {spec.name} ({spec.kind} {spec.shape}); set 1")
+        if not 0 <= halves <= 1 or (halves > 0 and spec.kind != "image"):
+            raise ConfigError(
+                f"family.halves needs a share of images, got {halves} for {spec.name} ({spec.kind}); set 0"
+            )
         inner = embedding_spec(spec, size)
         self.encoder = encoder(spec=inner)
         self.output_names = inner.targets
@@ -116,6 +132,7 @@ class Siamese(Family):
         self.temperature = temperature
         self.num_references = references
         self.turns = turns
+        self.halves = halves
         self.references: References | None = None
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # embeddings and labels of held-out rows, by stage
 
@@ -141,13 +158,24 @@ class Siamese(Family):
         # One pass for both.  References have rows of their own, below zero, so that they draw apart from the batch.
         slots_R = -1 - torch.arange(self.num_references, dtype=torch.int32, device=inputs.device)
         joint = dataclasses.replace(context, rows=torch.cat([context.rows, slots_R]))
-        seen, labels = self._turn(torch.cat([inputs, drawn]), torch.cat([labels_B, labels_R]), joint)
+        seen, labels = self._join_halves(torch.cat([inputs, drawn]), torch.cat([labels_B, labels_R]), joint)
+        seen, labels = self._turn(seen, labels, joint)
         embeddings = self(self.encoder.augment(seen, joint), joint)
         num_rows = len(inputs)
         rows_BE, references_RE = embeddings[:num_rows], embeddings[num_rows:]
         same_BR = labels[:num_rows].unsqueeze(1) == labels[num_rows:]
         losses_B = self._losses(rows_BE, references_RE, same_BR, ~same_BR)
         return Objective(losses_B.mean(), self._quick_metrics(rows_BE, references_RE, same_BR, context))
+
+    def _join_halves(self, images: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        if self.halves == 0:
+            return images, labels
+        assert self.references is not None
+        others, other_labels = self.references.partners(context.rows, context.key(PARTNER_SITE))
+        joined = counter.bernoulli(context.key(HALVES_SITE), context.rows, (), self.halves)
+        lower = torch.arange(images.shape[2], device=images.device).view(-1, 1) >= images.shape[2] // 2
+        images = torch.where(joined.view(-1, 1, 1, 1) & lower, others, images)
+        return images, labels * self.references.num_labels + torch.where(joined, other_labels, labels)
 
     def _turn(self, images: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         if self.turns == 1:
