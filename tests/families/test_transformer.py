@@ -199,7 +199,9 @@ def test_attention_maps_are_of_the_last_block(kind: str, make_spec: MakeSpec, te
     else:
         num_channels = shape[0] if kind == "image" else shape[1]
         spec = make_spec(shape=shape, input_mean=(3.0,) * num_channels, input_std=(2.0,) * num_channels)
-    shown = make(spec).exhibits((inputs, torch.zeros(8)))["attention_maps"]
+    pictures = make(spec).exhibits((inputs, torch.zeros(8)))
+    assert ("reliability" in pictures) is (kind != "language"), "those of any classifier too"
+    shown = pictures["attention_maps"]
     size = 30 if kind == "image" else inputs.shape[1]
     assert shown["weights"].shape == (6, 2, size, size)
     torch.testing.assert_close(shown["weights"].sum(dim=-1), torch.ones(6, 2, size, dtype=torch.float64))

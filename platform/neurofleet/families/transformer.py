@@ -228,7 +228,7 @@ class Transformer(SupervisedFamily):
             )
             shown["inputs"] = inputs * std + mean
             shown["grid"] = torch.tensor(self.embed.grid)
-        return {"attention_maps": shown}
+        return super().exhibits(batch) | {"attention_maps": shown}
 
 
 def _mean(tokens_BTD: Tensor, valid_BT: Tensor | None) -> Tensor:
