@@ -16,9 +16,10 @@ from neurofleet.families._recurrence import (
     Recurrence,
     StepDropout,
     checked_cell,
+    last_of,
     leading,
-    pick,
-    reversal,
+    mean_of,
+    turned,
 )
 from neurofleet.steps import Context
 
@@ -110,10 +111,18 @@ def test_leading_steps_end_at_the_first_that_is_missing() -> None:
 
 def test_a_sequence_is_reversed_within_its_own_length() -> None:
     values = torch.arange(8.0).view(2, 4, 1)
-    places = reversal(torch.tensor([3, 4]), 4)
-    turned = pick(values, places)
-    assert turned.squeeze(2).tolist() == [[2, 1, 0, 3], [7, 6, 5, 4]]
-    assert torch.equal(pick(turned, places), values), "twice reversed is as before"
+    lengths = torch.tensor([3, 4])
+    assert turned(values, lengths).squeeze(2).tolist() == [[2, 1, 0, 3], [7, 6, 5, 4]]
+    assert torch.equal(turned(turned(values, lengths), lengths), values)
+
+
+def test_without_padding_there_is_nothing_to_leave_out() -> None:
+    values, lengths, mask = numbers(3, 4, 2), torch.full((3,), 4), torch.ones(3, 4, 1, dtype=torch.float64)
+    assert torch.equal(turned(values, None), turned(values, lengths))
+    assert torch.equal(last_of(values, None), last_of(values, lengths))
+    torch.testing.assert_close(mean_of(values, None), mean_of(values, mask))
+    layer = MaskedConvolution(2, 3, 3).double()
+    assert torch.equal(layer(values, None), layer(values, mask))
 
 
 def test_dropout_takes_the_same_units_from_every_step() -> None:

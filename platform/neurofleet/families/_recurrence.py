@@ -124,11 +124,25 @@ def pick(values_BTH: Tensor, places: Tensor) -> Tensor:
     return values_BTH.flatten(0, 1).index_select(0, (places + rows).flatten()).unflatten(0, places.shape)
 
 
-def reversal(lengths_B: Tensor, num_steps: int) -> Tensor:
-    """Where each step of the sequences reversed within their own lengths comes from, [B, T]; padding stays put."""
-    steps_T = torch.arange(num_steps, device=lengths_B.device)
-    turned_BT = lengths_B.unsqueeze(1) - 1 - steps_T
-    return torch.where(turned_BT >= 0, turned_BT, steps_T)
+def turned(values_BTH: Tensor, lengths_B: Tensor | None) -> Tensor:
+    """Each row's steps in reverse order within its own length, padding in its place; twice is as before."""
+    if lengths_B is None:
+        return values_BTH.flip(1)
+    steps_T = torch.arange(values_BTH.shape[1], device=values_BTH.device)
+    places_BT = lengths_B.unsqueeze(1) - 1 - steps_T
+    return pick(values_BTH, torch.where(places_BT >= 0, places_BT, steps_T))
+
+
+def last_of(values_BTH: Tensor, lengths_B: Tensor | None) -> Tensor:
+    """Each row's last step, [B, H]; without lengths none has padding."""
+    return values_BTH[:, -1] if lengths_B is None else pick(values_BTH, lengths_B.unsqueeze(1) - 1).squeeze(1)
+
+
+def mean_of(values_BTH: Tensor, mask_BT1: Tensor | None) -> Tensor:
+    """The mean over each row's steps, [B, H]."""
+    if mask_BT1 is None:
+        return values_BTH.mean(dim=1)
+    return (mask_BT1.transpose(1, 2) @ values_BTH).squeeze(1) / mask_BT1.sum(dim=1).clamp(min=1)
 
 
 class StepDropout(Dropout):
@@ -144,7 +158,7 @@ class StepDropout(Dropout):
 class MaskedConvolution(nn.Module):
     """Convolution over time, layer norm over a sequence's own steps and all channels, ReLU; zeros after the end.
 
-    In, out: [B, T, channels] and the mask [B, T, 1].  What a longer padding would hold changes nothing.
+    In, out: [B, T, channels] and the mask [B, T, 1], of ones if there is none.  A longer padding changes nothing.
     """
 
     def __init__(self, num_inputs: int, channels: int, kernel_size: int) -> None:
@@ -152,7 +166,9 @@ class MaskedConvolution(nn.Module):
         self.convolution = nn.Conv1d(num_inputs, channels, kernel_size, padding=kernel_size // 2, bias=False)
         self.scale, self.shift = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
-    def forward(self, inputs_BTC: Tensor, mask_BT1: Tensor) -> Tensor:
+    def forward(self, inputs_BTC: Tensor, mask_BT1: Tensor | None) -> Tensor:
+        if mask_BT1 is None:
+            mask_BT1 = torch.ones_like(inputs_BTC[:, :, :1])
         values_BTC = self.convolution(inputs_BTC.transpose(1, 2)).transpose(1, 2) * mask_BT1
         count = mask_BT1.sum(dim=(1, 2), keepdim=True) * values_BTC.shape[2]
         mean = values_BTC.sum(dim=(1, 2), keepdim=True) / count

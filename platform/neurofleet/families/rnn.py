@@ -27,9 +27,10 @@ from neurofleet.families._recurrence import (
     State,
     StepDropout,
     checked_cell,
+    last_of,
     leading,
-    pick,
-    reversal,
+    mean_of,
+    turned,
 )
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
@@ -126,21 +127,20 @@ class RNN(LanguageFamily):
         return inputs + noise * self.jitter
 
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
-        if self.spec.task == "language":
-            _, _, lengths_B = self._steps(inputs)
-            return pick(self.token_logits(inputs, context), lengths_B.unsqueeze(1) - 1).squeeze(1)
         steps_BTI, mask_BT1, lengths_B = self._steps(inputs)
         states_BTH = self._states(steps_BTI, lengths_B, context)
+        if self.spec.task == "language":
+            return self._read_out(last_of(states_BTH, lengths_B), context)
         features = []
         if self.readout_of != "mean":
-            features.append(pick(states_BTH, lengths_B.unsqueeze(1) - 1).squeeze(1))
+            features.append(last_of(states_BTH, lengths_B))
         if self.readout_of != "last":
-            features.append((states_BTH * mask_BT1).sum(dim=1) / lengths_B.unsqueeze(1))
+            features.append(mean_of(states_BTH, mask_BT1))
         if self.convolutions:
             local_BTC = steps_BTI
             for convolution in self.convolutions:
                 local_BTC = convolution(local_BTC, mask_BT1)
-            features.append(local_BTC.sum(dim=1) / lengths_B.unsqueeze(1))
+            features.append(mean_of(local_BTC, mask_BT1))
         return self._read_out(torch.cat(features, dim=1), context)
 
     def token_logits(self, tokens: Tensor, context: Context | None = None) -> Tensor:
@@ -175,6 +175,7 @@ class RNN(LanguageFamily):
                 f"got temperature={temperature} and tokens of shape {tuple(tokens.shape)}"
             )
         _, _, lengths_B = self._steps(tokens)
+        assert lengths_B is not None
         texts_BT = F.pad(tokens, (0, num_tokens))
         rows_B = torch.arange(len(tokens), dtype=torch.int32, device=tokens.device)
         states: list[State | None] = [None] * len(self.layers)
@@ -191,12 +192,12 @@ class RNN(LanguageFamily):
     def _read_out(self, features: Tensor, context: Context | None) -> Tensor:
         return self.readout(self.last_dropout(self.norm(features), context))
 
-    def _steps(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The steps [B, T, I], 0 after each sequence's end; the mask of those before it [B, T, 1]; their number [B]."""
+    def _steps(self, inputs: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The steps [B, T, I], 0 after each sequence's end; the mask of those before it [B, T, 1], and how many they
+        are [B]: None for images, which have no end."""
         match self.spec.kind:
             case "image":
-                steps_BTI = inputs.transpose(1, 2).flatten(2)
-                mask_BT, lengths_B = leading(torch.ones_like(inputs[:, 0, :, 0], dtype=torch.bool))
+                return inputs.transpose(1, 2).flatten(2), None, None
             case "text":
                 assert self.embedding is not None
                 steps_BTI = self.embedding(inputs)
@@ -207,19 +208,19 @@ class RNN(LanguageFamily):
         mask_BT1 = mask_BT.unsqueeze(2)
         return torch.where(mask_BT1, steps_BTI, 0.0), mask_BT1.to(steps_BTI.dtype), lengths_B
 
-    def _states(self, steps_BTI: Tensor, lengths_B: Tensor, context: Context | None) -> Tensor:
+    def _states(self, steps_BTI: Tensor, lengths_B: Tensor | None, context: Context | None) -> Tensor:
         """The last layer's states [B, T, H]; those of the backward direction in the order in which it read."""
-        turned_BT = reversal(lengths_B, steps_BTI.shape[1]) if self.bidirectional else None
         hidden_BTH, states_BTH = steps_BTI, steps_BTI
         for index, directions in enumerate(self.layers):
             if index:
                 hidden_BTH = self.dropouts[index - 1](hidden_BTH, context)
             states_BTH, _ = directions[0](hidden_BTH)  # type: ignore[index]
-            if turned_BT is None:
+            if not self.bidirectional:
                 hidden_BTH = states_BTH
                 continue
-            back_BTH, _ = directions[1](pick(hidden_BTH, turned_BT))  # type: ignore[index]
-            hidden_BTH = torch.cat([states_BTH, pick(back_BTH, turned_BT)], dim=2)
+            back_BTH, _ = directions[1](turned(hidden_BTH, lengths_B))  # type: ignore[index]
+            if index < len(self.layers) - 1:
+                hidden_BTH = torch.cat([states_BTH, turned(back_BTH, lengths_B)], dim=2)
             states_BTH = torch.cat([states_BTH, back_BTH], dim=2)
         return states_BTH
 
