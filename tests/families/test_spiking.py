@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from neurofleet.errors import ConfigError, MismatchError
-from neurofleet.families.spiking import Spike, Spiking
+from neurofleet.families._spikes import Spike
+from neurofleet.families.spiking import Spiking
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Context
 
@@ -29,6 +30,7 @@ def make(spec: DataSpec, **settings: Any) -> Spiking:
         "kernel_size": 3,
         "norm": "none",
         "num_steps": 7,
+        "own_time": False,
         "coding": "direct",
         "leak": 0.9,
         "surrogate": "fast_sigmoid",
@@ -131,13 +133,20 @@ def test_codes(make_spec: MakeSpec, make_context: MakeContext) -> None:
 
 
 def test_padding_after_the_end_changes_nothing(make_spec: MakeSpec, make_context: MakeContext) -> None:
-    family = make(make_spec(shape=(9, 2)), norm="layer")
+    family = make(make_spec(shape=(9, 2)), own_time=True, hidden=[6, 5], norm="layer")
     short = rows(3, 5, 2)
     padded = torch.cat([short, torch.full((3, 4, 2), torch.nan, dtype=torch.float64)], dim=1)
     outputs, scores = family.answer(padded, make_context(3))
     alone, expected = family.answer(short, make_context(3))
     torch.testing.assert_close(outputs, alone)
     torch.testing.assert_close(scores, expected)
+
+
+def test_a_sequence_as_a_whole_is_a_table_of_its_numbers(make_spec: MakeSpec) -> None:
+    whole, table = make(make_spec(shape=(9, 2))), make(make_spec(shape=(18,)))
+    table.load_state_dict({name: value for name, value in whole.state_dict().items() if "." in name}, strict=False)
+    inputs = rows(3, 9, 2)
+    torch.testing.assert_close(whole(inputs), table(inputs.flatten(1)))
 
 
 def test_spikes_are_counted(make_spec: MakeSpec, make_context: MakeContext) -> None:
@@ -192,7 +201,7 @@ def test_what_needs_images_or_rows_without_time(make_spec: MakeSpec) -> None:
         make(make_spec(shape=(4,)), architecture="convolutional")
     with pytest.raises(ConfigError, match=r"augmentation needs images, got made, which is tabular"):
         make(make_spec(shape=(4,)), augmentation=STILL | {"degrees": 5.0})
-    with pytest.raises(ConfigError, match=r"coding=latency needs a row without time of its own, got made; use rate"):
-        make(make_spec(shape=(9, 2)), coding="latency")
+    with pytest.raises(ConfigError, match=r"coding=latency needs rows without time of their own, got made; use rate"):
+        make(make_spec(shape=(9, 2)), own_time=True, coding="latency")
     with pytest.raises(MismatchError, match="Spiking needs data of kind image or sequence or tabular, got made"):
         make(make_spec(shape=(4,), kind="categorical", cardinalities=(3,) * 4))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from neurofleet import counter
 from neurofleet.errors import ConfigError
 from neurofleet.families._layers import RandomAffine
+from neurofleet.families._spikes import fire, gather
 from neurofleet.families._supervised import SupervisedFamily
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
@@ -50,7 +51,7 @@ class Course(NamedTuple):
 class Spiking(SupervisedFamily):
     """Layers of leaky integrate-and-fire neurons.
 
-    In: [B, *spec.shape].  A row is shown for `num_steps`; a sequence takes its own steps, and ends where it ends.
+    In: [B, *spec.shape], shown for `num_steps`.
     Out: [B, spec.num_outputs] logits or values.
     Loss: by task, see `neurofleet.families._supervised`.
     Scores: spikes, how many one answer takes; spike_rate, per neuron and step.
@@ -59,8 +60,9 @@ class Spiking(SupervisedFamily):
     hidden:          neurons of each dense layer
     channels:        of each convolutional stage
     kernel_size:     odd
-    norm:            layer (of a row's currents at one step) or none
+    norm:            layer (of a row's currents at one step; a dense layer that sees the inputs has none) or none
     num_steps:       of time
+    own_time:        whether a sequence is seen step by step, as long as it lasts; else it is shown as a whole
     coding:          direct: the input is a current; rate: of spikes, drawn in training and evenly spaced else; latency:
                      one spike, the sooner the larger the input, and none for the least
     leak:            what is left of a potential after a step
@@ -82,6 +84,7 @@ class Spiking(SupervisedFamily):
         kernel_size: int,
         norm: str,
         num_steps: int,
+        own_time: bool,
         coding: str,
         leak: float,
         surrogate: str,
@@ -94,20 +97,25 @@ class Spiking(SupervisedFamily):
         _check_choices(architecture=architecture, coding=coding, surrogate=surrogate, norm=norm)
         _check_sizes(spec, hidden, channels if convolutional else None, kernel_size, num_steps)
         _check_dynamics(leak, slope)
-        if spec.kind == "sequence" and coding == "latency":
-            raise ConfigError(f"family.coding=latency needs a row without time of its own, got {spec.name}; use rate")
+        self.own_time = own_time and spec.kind == "sequence"
+        if self.own_time and coding == "latency":
+            raise ConfigError(f"family.coding=latency needs rows without time of their own, got {spec.name}; use rate")
         self.num_steps, self.coding, self.leak, self.surrogate, self.slope = num_steps, coding, leak, surrogate, slope
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
         for before, after in pairwise([spec.shape[0], *channels] if convolutional else []):
             self.convolutions.append(nn.Conv2d(before, after, kernel_size, padding=kernel_size // 2))
             self.norms.append(nn.GroupNorm(1, after) if norm == "layer" else nn.Identity())
-        num_features = spec.shape[-1] if spec.kind == "sequence" else spec.num_inputs
+        num_features = spec.shape[-1] if self.own_time else spec.num_inputs
         if convolutional:
             shrink = 2 ** len(channels)
             num_features = channels[-1] * (spec.shape[1] // shrink) * (spec.shape[2] // shrink)
         sizes = [num_features, *hidden]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
-        self.norms.extend(nn.LayerNorm(size) if norm == "layer" else nn.Identity() for size in hidden)
+        for index, size in enumerate(
+            hidden
+        ):  # inputs are standardised, and of one channel a norm leaves its sign alone
+            normed = norm == "layer" and (convolutional or index > 0)
+            self.norms.append(nn.LayerNorm(size) if normed else nn.Identity())
         self.readout = nn.Linear(sizes[-1], spec.num_outputs)
         self.distort = RandomAffine.from_config(augmentation, site=DISTORTION)
         if spec.kind != "image" and any(augmentation.values()):
@@ -149,7 +157,7 @@ class Spiking(SupervisedFamily):
         """All layers, one after another, each over all steps of time."""
         batch_size = len(inputs)
         signal_TB = self.encode(inputs, context).flatten(0, 1)  # of one step only, where all are equal
-        num_steps = inputs.shape[1] if self.spec.kind == "sequence" else self.num_steps
+        num_steps = inputs.shape[1] if self.own_time else self.num_steps
         spikes: list[Tensor] = []
         for index, norm in enumerate(self.norms):
             if index < len(self.convolutions):
@@ -157,48 +165,29 @@ class Spiking(SupervisedFamily):
             else:
                 current_TB = self.layers[index - len(self.convolutions)](signal_TB.flatten(1))
             steps = norm(current_TB).unflatten(0, (-1, batch_size)).unbind(0)
-            fired = self._fire(steps * num_steps if len(steps) == 1 else steps)
+            fired = fire(steps * num_steps if len(steps) == 1 else steps, self.leak, self.surrogate, self.slope)
             signal_TB = torch.cat(fired)  # keeps the layout of channels, as `stack` does not
             spikes.append(signal_TB.unflatten(0, (num_steps, batch_size)))
-        potentials_TBO = self._gather(self.readout(signal_TB.flatten(1)).unflatten(0, (num_steps, batch_size)))
+        potentials_TBO = gather(self.readout(signal_TB.flatten(1)).unflatten(0, (num_steps, batch_size)), self.leak)
         valid_TB = self._valid(inputs, num_steps)
         weights_TB1 = (valid_TB / valid_TB.sum(0).clamp_min(1)).unsqueeze(2)
         return Course((potentials_TBO * weights_TB1).sum(0), spikes, potentials_TBO, valid_TB)
 
-    def _fire(self, currents: tuple[Tensor, ...]) -> list[Tensor]:
-        """Spikes of every step; the reset is no part of the gradient, as in snntorch."""
-        fired: list[Tensor] = []
-        potential = currents[0]
-        for step, current in enumerate(currents):
-            if step:
-                potential = self.leak * potential + current - fired[-1].detach()
-            fired.append(Spike.apply(potential - 1.0, self.surrogate, self.slope))
-        return fired
-
-    def _gather(self, currents_TBO: Tensor) -> Tensor:
-        """Potentials of leaky neurons that never fire."""
-        potentials = [currents_TBO[0]]
-        for current_BO in currents_TBO[1:]:
-            potentials.append(self.leak * potentials[-1] + current_BO)
-        return torch.stack(potentials)
-
     def _valid(self, inputs: Tensor, num_steps: int) -> Tensor:
         """[T, B], 1 for the steps of a row and 0 after a sequence's end."""
-        if self.spec.kind == "sequence":
+        if self.own_time:
             return (~inputs.isnan().all(dim=2)).T.to(inputs.dtype)
         return inputs.new_ones(num_steps, len(inputs))
 
     def encode(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         """[T, B, ...]: what the first layer sees at every step; T is 1 where it is always the same."""
-        steps = inputs.movedim(1, 0) if self.spec.kind == "sequence" else inputs.unsqueeze(0)
+        steps = inputs.movedim(1, 0) if self.own_time else inputs.unsqueeze(0)
         if self.coding == "direct":
             return torch.nan_to_num(steps)
         share = ((steps - self.low) / (self.high - self.low).clamp_min(1e-6)).clamp(0, 1)
         share = torch.nan_to_num(share)
-        num_steps = len(steps) if self.spec.kind == "sequence" else self.num_steps
-        places = torch.arange(num_steps, dtype=share.dtype, device=share.device).view(-1, *[1] * inputs.ndim)
-        if self.spec.kind == "sequence":
-            places = places[..., 0]
+        num_steps = len(steps) if self.own_time else self.num_steps
+        places = torch.arange(num_steps, dtype=share.dtype, device=share.device).view(-1, *[1] * (steps.ndim - 1))
         if self.coding == "latency":
             return ((((1 - share) * (num_steps - 1)).round() == places) & (share > 0)).to(inputs.dtype)
         if context is not None and context.training:
@@ -223,31 +212,6 @@ class Spiking(SupervisedFamily):
             "num_steps": course.valid.sum(0).long(),
         }
         return super().exhibits(batch) | {"spike_raster": raster}
-
-
-class Spike(torch.autograd.Function):
-    """1 where the distance to the threshold is positive; the gradient is that of a smooth step.
-
-    fast_sigmoid: 1 / (1 + slope |x|)^2          arctangent: slope / 2 / (1 + (pi / 2 slope x)^2)
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(distance: Tensor, surrogate: str, slope: float) -> Tensor:
-        return (distance > 0).to(distance.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, str, float], output: Tensor) -> None:
-        distance, ctx.surrogate, ctx.slope = inputs
-        ctx.save_for_backward(distance)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (distance,) = ctx.saved_tensors
-        if ctx.surrogate == "fast_sigmoid":
-            return gradients[0] / (distance.abs() * ctx.slope + 1).square(), None, None
-        return gradients[0] * (ctx.slope / 2) / ((distance * (math.pi / 2 * ctx.slope)).square() + 1), None, None
 
 
 def _check_choices(**choices: str) -> None:
