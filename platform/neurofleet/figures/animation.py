@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SECONDS = 5.0  # that the GIF takes, at most
 SLOWEST = 0.1  # seconds that one frame stays
-SHEET = (3, 4)  # rows and columns of the contact sheet
+SHEET = (3, 4)  # rows at most, and columns, of the contact sheet
 
 
 def animation(path: Path, *, spec: DataSpec, frames: np.ndarray, rewards: np.ndarray) -> Figure:
@@ -36,8 +36,9 @@ def animation(path: Path, *, spec: DataSpec, frames: np.ndarray, rewards: np.nda
         duration=max(round(shared * 1000), 20),  # browsers slow down what is faster
         loop=0,
     )
-    rows, columns = SHEET
-    places = np.linspace(0, len(frames) - 1, min(rows * columns, len(frames))).round().astype(int)
+    most, columns = SHEET
+    places = np.linspace(0, len(frames) - 1, min(most * columns, len(frames))).round().astype(int)
+    rows = -(-len(places) // columns)
     height, width = frames.shape[1:3]
     figure = Figure(figsize=(2.2 * columns, (2.2 * height / width + 0.3) * rows + 0.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
