@@ -39,7 +39,7 @@ def spike_raster(
         _dots(panels[0, row], spikes[row, :steps], layers)
         _lines(panels[1, row], spec, potentials[row, :steps])
         panels[1, row].set_xlabel("step of time")
-    panels[0, 0].set_ylabel(f"{spikes.shape[2]} neurons of {layers.max() + 1} layers, the first below")
+    panels[0, 0].set_ylabel(f"{spikes.shape[2]} neurons, the first layer below")
     panels[1, 0].set_ylabel("potential of the readout")
     rate = spikes.sum() / max(int(num_steps.sum()) * spikes.shape[2], 1)
     title = f"{spec.name}: spikes of {num_rows} test rows, {rate:.1%} of these neurons a step"
@@ -53,7 +53,8 @@ def _dots(axes: Axes, spikes: np.ndarray, layers: np.ndarray) -> None:
 
     times, neurons = spikes.nonzero()
     colours = [COLOURS[layer % len(COLOURS)] for layer in layers[neurons]]
-    axes.scatter(times + 1, neurons, s=90, c=colours, marker="|", linewidths=1.2)
+    size = min(200 / len(layers), 6.0)  # points, so that neighbours do not run into one another
+    axes.scatter(times + 1, neurons, s=size**2, c=colours, marker="s", linewidths=0)
     for border in np.flatnonzero(np.diff(layers)):
         axes.axhline(border + 0.5, color="#999999", linewidth=0.6)
     axes.set(xlim=(0.5, len(spikes) + 0.5), ylim=(-1, len(layers)))
