@@ -12,10 +12,10 @@ OVERRIDES = ["family=spiking", "data=digits"]
 class Plain(nn.Module):
     def __init__(self, spec: Any) -> None:
         super().__init__()
-        self.layer, self.norm, self.readout = nn.Linear(64, 128), nn.LayerNorm(128), nn.Linear(128, 10)
+        self.layer, self.readout = nn.Linear(64, 128), nn.Linear(128, 10)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        current = self.norm(self.layer(inputs.flatten(1)))
+        current = self.layer(inputs.flatten(1))
         potential = spike = torch.zeros_like(current)
         answer = torch.zeros(len(inputs), 10)
         total = torch.zeros_like(answer)
