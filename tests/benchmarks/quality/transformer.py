@@ -84,5 +84,5 @@ BAG_OF_WORDS = ("logistic regression on counts of words", bag_of_words)
 ROWS = (
     Row(("experiment=mnist5k_transformer",), SEEDS, "accuracy", 0.965, (SUPPORT_VECTORS,)),
     Row(("experiment=pydoc_topics_transformer",), SEEDS, "bits_per_character", 1.93, (WITTEN_BELL,), lower=True),
-    Row(("experiment=food_reviews_transformer",), SEEDS, "accuracy", 0.75, (BAG_OF_WORDS,)),
+    Row(("experiment=food_reviews_transformer",), SEEDS, "accuracy", 0.77, (BAG_OF_WORDS,)),
 )
