@@ -40,6 +40,7 @@ def make(spec: DataSpec, **settings: Any) -> DBN:
         family = DBN(spec=spec, **chosen | settings).double()
         for parameter in family.parameters():
             nn.init.normal_(parameter, std=0.7)
+        family.centre.uniform_(0, 1)
     return family
 
 
@@ -70,13 +71,18 @@ def layer_by_hand(family: DBN, index: int) -> tuple[Any, Any, Any]:
     return tuple(one.detach().numpy() for one in (layer.weight, layer.bias, family.visible_biases[index]))
 
 
+def centre_by_hand(family: DBN, index: int) -> Any:
+    """Hidden units are measured from a half, the lowest ones from their mean."""
+    return 0.5 if index else family.centre.numpy()
+
+
 def data_by_hand(family: DBN, inputs: Tensor, index: int) -> Any:
     """What the layer sees: pixels or standardised inputs, then the means of the layers below."""
     flat = inputs.flatten(1).numpy()
     values = (flat * 50 + 100) / 255 if family.is_image else flat
     for below in range(index):
         weight, bias, _ = layer_by_hand(family, below)
-        values = sigmoid(values @ weight.T + bias)
+        values = sigmoid((values - centre_by_hand(family, below)) @ weight.T + bias)
     return values
 
 
@@ -86,8 +92,9 @@ def gibbs_by_hand(family: DBN, index: int, visible: Any, steps: int) -> Any:
     rows, gaussian = torch.arange(len(visible), dtype=torch.int32), index == 0 and not family.is_image
     for step in range(steps):
         draws = counter.uniform(counter.fold(KEY, 2 * step), rows, (len(bias),), torch.float64).numpy()
-        hidden = (draws < sigmoid(visible @ weight.T + bias)).astype(float)
-        visible = hidden @ weight + visible_bias
+        drive = (visible - centre_by_hand(family, index)) @ weight.T + bias
+        hidden = (draws < sigmoid(drive)).astype(float)
+        visible = (hidden - 0.5) @ weight + visible_bias
         visible = visible if gaussian else sigmoid(visible)
         key, shape = counter.fold(KEY, 2 * step + 1), (len(visible_bias),)
         if family.sample_visible and gaussian:
@@ -100,8 +107,9 @@ def gibbs_by_hand(family: DBN, index: int, visible: Any, steps: int) -> Any:
 def assert_contrastive_divergence(family: DBN, index: int, positive: Any, negative: Any, factor: float) -> None:
     """Hinton 2002: the change of each weight is <v h> of the data less that of the chain; the gradient points away."""
     weight, bias, _ = layer_by_hand(family, index)
-    hidden = [sigmoid(visible @ weight.T + bias) for visible in (positive, negative)]
-    products = [h.T @ v / len(v) for h, v in zip(hidden, (positive, negative), strict=True)]
+    centred = [visible - centre_by_hand(family, index) for visible in (positive, negative)]
+    hidden = [sigmoid(visible @ weight.T + bias) for visible in centred]
+    products = [(h - 0.5).T @ v / len(v) for h, v in zip(hidden, centred, strict=True)]
     layer = family.layers[index]
     expected = {
         "weight": (layer.weight, products[1] - products[0]),
@@ -159,7 +167,8 @@ def test_differences_of_free_energy_are_those_of_the_machine(kind: str, make_spe
     visible = data_by_hand(family, inputs, 0)
     states = np.array(list(product((0.0, 1.0), repeat=5)))
     alone = np.square(visible - visible_bias).sum(axis=1) / 2 if kind == "tabular" else -visible @ visible_bias
-    energies = alone[:, None] - (visible @ weight.T) @ states.T - states @ bias
+    drive = (visible - centre_by_hand(family, 0)) @ weight.T + bias
+    energies = alone[:, None] - drive @ (states - 0.5).T
     found = family.free_energy(0, family.visible(inputs)).detach().numpy()
     np.testing.assert_allclose(found, -np.log(np.exp(-energies).sum(axis=1)), rtol=1e-10)
 
@@ -172,9 +181,9 @@ def test_layers_have_their_turns_then_all_are_tuned(make_spec: MakeSpec) -> None
     assert [family.turn(context(1, progress)) for progress in (0.6, 0.99)] == [None, None]
     assert family.turn(context(1, 0.0, training=False)) is None
     inputs, targets = rows_of(make_spec(), 8), torch.arange(8) % 3
-    values = inputs
+    values = inputs - family.centre
     for layer in family.layers:
-        values = torch.sigmoid(layer(values))
+        values = torch.sigmoid(layer(values)) - 0.5
     expected = nn.functional.cross_entropy(family.readout(values), targets)
     for given in (context(8, 0.7), context(8, 0.1, training=False)):
         torch.testing.assert_close(family.objective((inputs, targets), given).loss, expected)
@@ -234,6 +243,7 @@ def test_a_start_knows_how_often_a_pixel_is_on(make_spec: MakeSpec) -> None:
     brightest = (inputs * 50 + 100).max()
     expected = ((inputs * 50 + 100) / brightest).flatten(1).mean(dim=0)
     torch.testing.assert_close(torch.sigmoid(family.visible_biases[0]), expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(family.centre, expected)
     shown = family.exhibits((inputs, torch.zeros(40).long()))
     assert torch.equal(shown["weight_filters"]["filters"].flatten(1), family.layers[0].weight)
 
