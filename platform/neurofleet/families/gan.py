@@ -57,7 +57,7 @@ class GAN(UnsupervisedFamily):
     hidden:           units of each layer, of tables and sequences
     channels:         of each stage of images, counted from the pixels; each stage after the first halves the map
     patch:            pixels a side that images are cut into before the first stage
-    norm:             of the generator: layer (per sample) or none
+    norm:             of the generator of images: layer (per sample) or none
     gradient_penalty: weight of the penalty on the critic's slope
     penalty_every:    every so many rows of the global batch pay it, so many times over: a second derivative is dear
     average_decay:    of the generator's moving average, after a shorter one for the first steps
@@ -97,7 +97,8 @@ class GAN(UnsupervisedFamily):
         self.averages = nn.Module()
         for name, parameter in self.generator.named_parameters():
             self.averages.register_buffer(_flat(name), parameter.detach().clone())
-        self.register_buffer("spread", torch.ones(()))
+        # Until `start` measures it: that of standardised columns that know nothing of one another.
+        self.register_buffer("spread", torch.tensor(math.sqrt(2 * spec.num_inputs)))
         if spec.kind != "tabular":
             self.register_buffer("grid", torch.zeros(len(MOMENTS), NUM_SHOWN, *spec.shape))
         self.generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -118,7 +119,7 @@ class GAN(UnsupervisedFamily):
 
     def start(self, batch: Batch) -> None:
         """Measure the training rows: the range of their pixels, and how far they lie from one another (which a single
-        row does not say: then distances stay as they are)."""
+        row does not say)."""
         inputs, keys = batch[0], counter.uniform(SPREAD, torch.arange(len(batch[0]), dtype=torch.int32), ())
         rows_BF = numbers(inputs[keys.argsort()[:NUM_SPREAD].to(inputs.device)])
         if len(rows_BF) > 1:
