@@ -28,8 +28,8 @@ from neurofleet.steps import Batch, Context
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NUM_ROWS = 16
 NUM_STEPS = 100
-# Two of these days are nearly alike and of different seasons, and two of these messages differ by a tenth in one number;
-# from hour to hour, or by layers of sigmoids, it takes longer to tell them apart: how many times the steps.
+# Two of these days are nearly alike and of different seasons, and two of these messages differ by a tenth in one
+# number: from hour to hour, or by layers of sigmoids, it takes that many times the steps to tell them apart.
 TWINS = {("rnn", "italy_power_demand"): 2, ("dbn", "spam7"): 6}
 # Two players that answer each other overshoot at a rate that suits one: (learning rate, how many times the steps).
 GAMES = {"gan": (1e-3, 2)}
