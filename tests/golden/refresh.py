@@ -38,6 +38,8 @@ GOLDEN = {
                    "family.dropout=0.2", "family.jitter=0.1", "family.channels=[8]", "family.kernel_sizes=[3]"],
     "transformer-digits": [*COMMON, "family=transformer", "family.width=32", "family.label_smoothing=0.1",
                            "family.augmentation={degrees: 10.0, scale: 0.1, translation: 0.1}"],
+    "gan-digits": [*COMMON, "family=gan", "optimizer=adam", "family.channels=[8,16]",
+                   "family.augmentation={degrees: 0.0, scale: 0.0, translation: 0.1}"],
 }  # fmt: skip
 
 
