@@ -34,7 +34,7 @@ def test_help_lists_every_verb_in_a_group(monkeypatch: pytest.MonkeyPatch, capsy
         (["trian"], "did you mean train?"),
         (["submit", "trian"], "did you mean train?"),
         (["submit", "train", "family=cn"], "did you mean cnn?"),
-        (["submit", "train", "data=mnist"], "did you mean mnist5k?"),
+        (["submit", "train", "data=mnist"], "did you mean mnist5k"),
         (["submit", "train", "family.hiden=[3]"], "did you mean family.hidden"),
         (["submit", "train", "hydra.run.dir=/x"], "hydra's own settings"),
         (["submit", "train", "name=${oc.env:HOME}"], "may not read the environment"),

@@ -239,6 +239,14 @@ def test_each_kind_has_an_example_that_it_takes() -> None:
         "sequence": {"shape": (5, 2), "inputs": ("series",), "input_mean": (1.0, 2.0), "input_std": (1.0, 1.0)},
         "text": {"shape": (6,), "inputs": ("review",), "tokenizer": "words", "vocabulary": ("good", "tea", "bad")},
         "categorical": {"shape": (2,), "inputs": ("user", "item"), "cardinalities": (3, 4)},
+        "environment": {
+            "task": "control",
+            "shape": (3, 4, 2),
+            "inputs": tuple(f"observation_{index}" for index in range(24)),
+            "input_mean": (0.0, 0.0),
+            "input_std": (1.0, 1.0),
+            "split": "official",
+        },
     }
     for kind, fields in kinds.items():
         spec = dataclasses.replace(TABLE, kind=kind, **fields)  # type: ignore[arg-type]

@@ -130,7 +130,8 @@ def test_what_a_run_reports_is_true(compose: Callable[..., Experiment], tmp_path
     assert [row["epoch"] for row in history(tmp_path)] == [1, 2]
     assert experiments.load(tmp_path / "experiment.yaml") == compose(*MLP)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "experiment.yaml", "spec.json", "checkpoints", "weights.safetensors", "predictions.safetensors", "history.json"
+        "experiment.yaml", "spec.json", "checkpoints", "weights.safetensors", "predictions.safetensors",
+        "exhibits.safetensors", "history.json",
     }  # fmt: skip
 
 

@@ -151,6 +151,7 @@ def test_rays_folder_is_short_enough_for_its_sockets(monkeypatch: pytest.MonkeyP
 
 def plan(home: Path, named: str, monkeypatch: pytest.MonkeyPatch, port: int) -> Half:
     """Where MLflow will be, if the environment names an address."""
+    monkeypatch.delenv("NEUROFLEET_MLFLOW_PORT", raising=False)  # the one of these tests' platform
     monkeypatch.setenv("MLFLOW_TRACKING_URI", named)
     platform = Platform("mark", "http://127.0.0.1:2", "/x", Half("127.0.0.1:1"), Half(f"http://127.0.0.1:{port}"))
     return platforms._plan(platform, ["mlflow"], {"ray": None, "dashboard": None, "mlflow": None}).mlflow

@@ -63,6 +63,16 @@ def test_the_digest_is_of_what_decides() -> None:
         ("data.package=os", "data.package needs one of gymnasium, highway_env, got 'os'"),
         ("+data.settings.render_mode=human", "data.settings may not hold render_mode"),
         ("+data.settings.gravity=1", "cannot be made"),
+        (
+            "data.environment=LunarLander-v3 +data.settings.gravity=5",
+            "cannot be made with these settings .AssertionError",
+        ),
+        ("data.environment=FrozenLake-v1 +data.settings.map_name=nope", "cannot be made with these settings .KeyError"),
+        (
+            "data.package=highway_env +data.settings.config.other_vehicles_type=this.Foo",
+            "may name what is in highway_env",
+        ),
+        ("data.package=highway_env +data.settings.config.lanes=[[a.b]]", "may name what is in highway_env alone"),
         ("data.num_environments=0", "data.num_environments needs a whole number of at least 1"),
         ("data.reward_scale=0.0", "data.reward_scale needs a number above 0"),
         ("data.actions=[left]", "data.actions needs 2 names for CartPole-v1, got 1"),
@@ -71,7 +81,7 @@ def test_the_digest_is_of_what_decides() -> None:
 )
 def test_what_cannot_be_is_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        _ = build("cartpole", override).spec
+        _ = build("cartpole", *override.split()).spec
 
 
 def test_observations_of_other_spaces_are_flattened() -> None:

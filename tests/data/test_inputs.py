@@ -79,6 +79,7 @@ def spoilt(change: dict[tuple[int, ...], float]) -> np.ndarray:
         (np.zeros((4, 7)), r"got an array of shape \(4, 7\)"),
         (pd.DataFrame({"track": [[1, 2], [1, 2, 3]]}), "at most 5 steps of 2 numbers in each row, got .* in row 1 "),
         (pd.DataFrame({"track": [[1, 2] * 6]}), "at most 5 steps of 2 numbers in each row, got .* in row 0 "),
+        (pd.DataFrame({"track": [np.ones((2, 4))]}), r"in row 0 .*: an array of shape \(2, 4\)"),
         (pd.DataFrame({"track": ["up and down"]}), "at most 5 steps of 2 numbers in each row, got .* in row 0 "),
         (pd.DataFrame({"path": [[1, 2]]}), "lacks 1 of them: 'track'; it has path"),
         (np.full((2, 5, 2), "a"), "needs numbers, got <U1"),

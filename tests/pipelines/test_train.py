@@ -87,7 +87,8 @@ def test_a_run_is_on_the_record(home: Path, released: mlflow.entities.Run) -> No
     names = {file.path for file in client(home).list_artifacts(released.info.run_id)}
     assert {"experiment.yaml", "weights.safetensors", "figures"} <= names
     drawn = {file.path for file in client(home).list_artifacts(released.info.run_id, "figures")}
-    assert drawn == {"figures/learning_curves.png", "figures/confusion_matrix.png"}
+    names = ("learning_curves", "confusion_matrix", "reliability", "worst_mistakes")
+    assert drawn == {f"figures/{name}.png" for name in names}
 
 
 @pytest.mark.slow
@@ -102,7 +103,7 @@ def test_the_released_model_answers(home: Path, released: mlflow.entities.Run, m
 
 
 MISTAKES = {
-    "family=cnn data=wine": "families that fit: mlp",
+    "family=cnn data=wine": "families that fit: autoencoder, dbn, gan, mlp",
     "data.batch_size=0": "data.batch_size needs a whole number of at least 1",
     "family.dropout=1.5": "family.dropout needs 0 <= dropout < 1",
     "optimizer.lr=-1": "refuses its settings",

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,10 @@ class EnvironmentDataModule:
             raise ConfigError(f"data.environment needs gymnasium's id of one, as in CartPole-v1, got {environment!r}")
         if RESERVED_SETTINGS & set(settings):
             raise ConfigError(f"data.settings may not hold {', '.join(sorted(RESERVED_SETTINGS & set(settings)))}")
+        for name in _names_in(settings):
+            # Packages import what a setting names, as in the policy that other drivers follow.
+            if "." in name and not re.fullmatch(rf"{package}(\.\w+)+", name):
+                raise ConfigError(f"data.settings may name what is in {package} alone, got {name!r}")
         if not reward_scale > 0:
             raise ConfigError(f"data.reward_scale needs a number above 0, got {reward_scale!r}")
         self.name, self.package, self.environment, self.settings = name, package, environment, dict(settings)
@@ -78,7 +82,7 @@ class EnvironmentDataModule:
         self._names = observation, actions
 
     def make(self, *, render: bool = False) -> gymnasium.Env[Any, Any]:
-        """The environment itself; observations other than arrays of one to three axes are flattened."""
+        """The environment itself; observations other than rows of numbers and stacks of images are flattened."""
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):  # pictures are drawn in memory, on any machine
             os.environ.setdefault(driver, "dummy")
@@ -97,10 +101,13 @@ class EnvironmentDataModule:
                     f"data.environment={self.environment} needs what is not installed ({error}); "
                     "install it with: pip install 'neurofleet[agents]'"
                 ) from error
-            except (gymnasium.error.Error, TypeError) as error:
-                raise ConfigError(f"data.environment={self.environment} cannot be made: {error}") from error
+            except Exception as error:  # noqa: BLE001  of whatever kind others' constructors refuse a setting with
+                reason = f"{type(error).__name__}: {error}"
+                raise ConfigError(
+                    f"data.environment={self.environment} cannot be made with these settings ({reason})"
+                ) from error
         space = made.observation_space
-        if not isinstance(space, gymnasium.spaces.Box) or not 1 <= len(space.shape) <= 3:
+        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) not in (1, 3):
             return gymnasium.wrappers.FlattenObservation(made)
         return made
 
@@ -170,6 +177,17 @@ class EnvironmentDataModule:
             return actions.astype(np.int64) + space.start
         values = np.asarray(self.spec.target_mean) + np.asarray(self.spec.target_std) * actions
         return np.clip(values, space.low, space.high).astype(space.dtype)
+
+
+def _names_in(settings: Any) -> Iterator[str]:
+    """All text in settings, however deep, keys included."""
+    if isinstance(settings, str):
+        yield settings
+    elif isinstance(settings, Mapping):
+        yield from _names_in([*settings, *settings.values()])
+    elif isinstance(settings, Sequence):
+        for one in settings:
+            yield from _names_in(one)
 
 
 def _range(actions: Any) -> tuple[list[float], list[float]]:

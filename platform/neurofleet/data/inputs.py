@@ -104,7 +104,10 @@ def _sequence_column(table: Any, spec: DataSpec, where: str) -> np.ndarray:
     values = np.full((len(rows), *spec.shape), np.nan)
     for index, row in enumerate(rows):
         try:
-            sequence = np.asarray(row, dtype=np.float64).reshape(-1, spec.shape[1])
+            sequence = np.asarray(row, dtype=np.float64)
+            if sequence.ndim > 1 and sequence.shape[1:] != spec.shape[1:]:  # [C,T], say
+                raise ValueError(f"an array of shape {sequence.shape}")
+            sequence = sequence.reshape(-1, spec.shape[1])
             values[index, : len(sequence)] = sequence
         except (TypeError, ValueError) as error:
             raise DataError(

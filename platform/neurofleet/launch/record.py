@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import importlib
 import json
+import pkgutil
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 PREDICTED = ("binary", "multiclass", "multilabel", "regression")
 MOST_TARGETS = 4  # with a picture of their own
+Drawing = Callable[[Path], object]  # writes the file
 ARTIFACTS = ("experiment.yaml", "spec.json", "history.json", "weights.safetensors")
 
 
@@ -113,21 +116,34 @@ def resumed(run_id: str, composed: Experiment, overrides: list[str]) -> Experime
 
 def draw(folder: Path) -> list[Path]:
     """The figures of a finished run, as PNG files in its folder: learning curves, how the test rows came out, and
-    what the family exhibits."""
+    what the family exhibits.  One that cannot be drawn is named on stderr, and costs the run nothing else."""
+    import matplotlib as mpl
+
+    spec, into = DataSpec.load(folder / "spec.json"), folder / "figures"
+    into.mkdir(exist_ok=True)
+    drawn: list[Path] = []
+    # Names that come from data are no formulas, whatever dollars are in them.
+    with mpl.rc_context({"text.parse_math": False}):
+        for name, drawing in (_of_history(folder), *_of_predictions(folder, spec), *_of_exhibits(folder, spec)):
+            try:
+                drawing(into / f"{name}.png")
+            except Exception as error:  # noqa: BLE001  a picture is not worth the run that it is of
+                print(f"warning: figure {name} was not drawn: {type(error).__name__}: {error}", file=sys.stderr)
+            drawn += sorted(into.glob(f"{name}.*"))  # what moves is a GIF beside it
+    return drawn
+
+
+def _of_history(folder: Path) -> tuple[str, Drawing]:
     from neurofleet.figures.learning_curves import learning_curves
 
-    spec = DataSpec.load(folder / "spec.json")
-    (folder / "figures").mkdir(exist_ok=True)
-    curves = folder / "figures" / "learning_curves.png"
     history = json.loads((folder / "history.json").read_text())
     for row in history:  # beside val/loss, in one panel
         row["train/loss"] = row.pop("train/loss_epoch")
         row.pop("train/environment_steps", None)  # an axis, no curve
-    learning_curves(history, curves)
-    return [curves, *_draw_predictions(folder, spec), *_draw_exhibits(folder, spec)]
+    return "learning_curves", functools.partial(learning_curves, history)
 
 
-def _draw_predictions(folder: Path, spec: DataSpec) -> Iterator[Path]:
+def _of_predictions(folder: Path, spec: DataSpec) -> Iterator[tuple[str, Drawing]]:
     from neurofleet import checkpoint
     from neurofleet.figures.confusion_matrix import confusion_matrix
     from neurofleet.figures.predicted_vs_true import predicted_vs_true
@@ -137,37 +153,43 @@ def _draw_predictions(folder: Path, spec: DataSpec) -> Iterator[Path]:
         return  # no predictions of the targets: the family has other things to show
     outputs, targets = tensors["outputs"].double(), tensors["targets"]
     for index, column in enumerate(spec.targets[:MOST_TARGETS]):
-        kind = "predicted_vs_true" if spec.task == "regression" else "confusion_matrix"
         suffix = f"_{column}" if len(spec.targets) > 1 else ""
-        path = folder / "figures" / f"{kind}{suffix}.png"
         title = f"{spec.name}: {column}, test"
         if spec.task == "regression":
             mean, std = spec.target_mean[index], spec.target_std[index]
-            true, predicted = targets[:, index].double() * std + mean, outputs[:, index] * std + mean
-            predicted_vs_true(true.numpy(), predicted.numpy(), path, name=column, title=title)
-        elif spec.task == "multiclass":
-            confusion_matrix(targets.tolist(), outputs.argmax(dim=1).tolist(), spec.classes, path, title=title)
+            values = [(tensor[:, index].double() * std + mean).numpy() for tensor in (targets, outputs)]
+            yield (
+                f"predicted_vs_true{suffix}",
+                functools.partial(predicted_vs_true, *values, name=column, title=title),
+            )
+            continue
+        if spec.task == "multiclass":
+            true, predicted, classes = targets, outputs.argmax(dim=1), spec.classes
         else:
             classes = spec.classes if spec.task == "binary" else (f"not {column}", column)
             true, predicted = targets[:, index].long(), (outputs[:, index] > 0).long()
-            confusion_matrix(true.tolist(), predicted.tolist(), classes, path, title=title)
-        yield path
+        yield (
+            f"confusion_matrix{suffix}",
+            functools.partial(confusion_matrix, true.tolist(), predicted.tolist(), classes, title=title),
+        )
 
 
-def _draw_exhibits(folder: Path, spec: DataSpec) -> Iterator[Path]:
-    from neurofleet import checkpoint
+def _of_exhibits(folder: Path, spec: DataSpec) -> Iterator[tuple[str, Drawing]]:
+    from neurofleet import checkpoint, figures
 
     tensors, _ = checkpoint.decode((folder / "exhibits.safetensors").read_bytes())
+    known = [module.name for module in pkgutil.iter_modules(figures.__path__)]
     for picture in sorted({name.split("/")[0] for name in tensors}):
+        if picture not in known:
+            print(f"warning: there is no figure {picture!r}; {nearest(picture, known)}", file=sys.stderr)
+            continue
         draw_picture = getattr(importlib.import_module(f"neurofleet.figures.{picture}"), picture)
         arrays = {
             name.removeprefix(f"{picture}/"): tensor.numpy()
             for name, tensor in tensors.items()
             if name.startswith(f"{picture}/")
         }
-        path = folder / "figures" / f"{picture}.png"
-        draw_picture(path, spec=spec, **arrays)
-        yield from sorted(path.parent.glob(f"{picture}.*"))  # what moves is a GIF beside it
+        yield picture, functools.partial(draw_picture, spec=spec, **arrays)
 
 
 def _tags(planned: Plan) -> dict[str, str]:

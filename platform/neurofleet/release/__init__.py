@@ -110,7 +110,7 @@ def example(spec: DataSpec) -> Any:
     if spec.kind == "image":
         mean = np.asarray(spec.input_mean).reshape(-1, *(1 for _ in spec.shape[1:]))
         return np.broadcast_to(mean.round(), spec.shape).astype(np.uint8)[None]
-    if spec.kind == "sequence":
+    if spec.kind == "sequence" or len(spec.shape) > 1:  # what an agent sees may be images, too
         return np.broadcast_to(np.asarray(spec.input_mean), spec.shape).astype(np.float64)[None]
     import pandas as pd
 
@@ -132,8 +132,8 @@ def signature(spec: DataSpec, output_names: Sequence[str] | None) -> ModelSignat
 
     arrays = {"image": "uint8", "sequence": "float64"}
     columns = {"text": "string", "categorical": "long"}
-    if spec.kind in arrays:
-        inputs = Schema([TensorSpec(np.dtype(arrays[spec.kind]), (-1, *spec.shape))])
+    if spec.kind in arrays or len(spec.shape) > 1:
+        inputs = Schema([TensorSpec(np.dtype(arrays.get(spec.kind, "float64")), (-1, *spec.shape))])
     else:
         inputs = Schema([ColSpec(columns.get(spec.kind, "double"), name) for name in spec.inputs])
     answer = decode(torch.zeros(1, len(output_names or ()) or spec.num_outputs), spec, output_names)
