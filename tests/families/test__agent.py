@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,9 +12,12 @@ import torch
 
 from neurofleet import experiment as experiments
 from neurofleet.data import decode, encode
+from neurofleet.errors import ConfigError, MismatchError
 from neurofleet.experience import Episodes
-from neurofleet.families._agent import network_spec
+from neurofleet.families._agent import NETWORKS, network_spec
 from neurofleet.spec import DataSpec
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "family"
 
 
 @pytest.mark.parametrize(
@@ -30,11 +34,32 @@ def test_a_network_sees_observations_as_what_has_their_shape(
 @pytest.mark.parametrize("family", ["dqn", "ppo"])
 def test_the_network_may_be_any_that_fits(family: str, make_spec: Callable[..., DataSpec]) -> None:
     spec = make_spec("control", (1, 8, 8), kind="environment", targets=(), classes=("left", "right"))
-    # The experiment's own way to say it, as in `neurofleet train family=dqn family@family.network=cnn`.
-    composed = experiments.compose([f"family={family}", "data=env/cartpole"])
-    composed["family"]["network"] = experiments.compose(["family=cnn"])["family"] | {"hidden": 8}
-    agent = experiments.build_family(composed, spec)
-    assert agent(torch.zeros(5, 1, 8, 8)).shape == (5, 2)
+    for name in sorted(path.stem for path in CONFIGS.glob("*.yaml")):  # by the command's own words
+        overrides = [f"family={family}", "data=env/cartpole", f"family@family.network={name}"]
+        if name in NETWORKS:
+            agent = experiments.build_family(experiments.compose(overrides), spec)
+            assert agent(torch.zeros(5, 1, 8, 8)).shape == (5, 2)
+        else:
+            with pytest.raises((ConfigError, MismatchError)):
+                experiments.build_family(experiments.compose(overrides), spec)
+
+
+@pytest.mark.parametrize("family", ["dqn", "ppo"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("autoencoder", r"family\.network needs a supervised family, got Autoencoder; set .* one of cnn, mlp, rnn, tr"),
+        ("spiking", r"family\.network needs a network that starts without training rows, .*, got Spiking; set family@"),
+        ("rbf", r"family\.network needs a network that starts without training rows, .*, got RBF; set family@"),
+    ],
+)
+def test_what_cannot_decide_is_refused(
+    family: str, name: str, message: str, make_spec: Callable[..., DataSpec]
+) -> None:
+    spec = make_spec("control", (4,), kind="environment", targets=(), classes=("left", "right"))
+    composed = experiments.compose([f"family={family}", "data=env/cartpole", f"family@family.network={name}"])
+    with pytest.raises(ConfigError, match=message):
+        experiments.build_family(composed, spec)
 
 
 @pytest.mark.parametrize(

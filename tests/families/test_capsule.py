@@ -166,6 +166,11 @@ def test_the_picture_holds_what_the_decoder_says(make_spec: MakeSpec) -> None:
     torch.testing.assert_close(shown["reconstructions"][0, 4, 1], rebuilt, rtol=1e-6, atol=1e-9)
 
 
+def test_what_any_classifier_shows_is_shown(make_spec: MakeSpec) -> None:
+    pictures = make(make_spec(shape=(1, 8, 8))).exhibits((rows(20, 1, 8, 8), torch.arange(20) % 3))
+    assert set(pictures) == {"capsule_dimensions", "reliability", "worst_mistakes"}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

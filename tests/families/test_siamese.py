@@ -20,8 +20,9 @@ from torch import Tensor
 
 from neurofleet import experiment as experiments
 from neurofleet.errors import ConfigError, MismatchError
-from neurofleet.families import _pairs
-from neurofleet.families.siamese import References, Siamese, spread
+from neurofleet.families import _pairs, siamese
+from neurofleet.families._inner import StartsFromInputs
+from neurofleet.families.siamese import ENCODERS, References, Siamese, gathered, spread
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Context
 
@@ -41,19 +42,21 @@ DISTORTION = {"degrees": 20.0, "scale": 0.1, "translation": 0.1}
 MOVING = encoder("cnn", channels=[4], kernel_size=3, hidden=6, dropout=0.3, augmentation=DISTORTION)
 
 
+SETTINGS: dict[str, Any] = {
+    "encoder": ENCODER,
+    "size": 5,
+    "normalize": True,
+    "loss": "contrastive",
+    "margin": 0.8,
+    "temperature": 0.2,
+    "references": 12,
+    "turns": 1,
+    "halves": 0.0,
+}
+
+
 def make(spec: DataSpec, **settings: Any) -> Siamese:
-    chosen: dict[str, Any] = {
-        "encoder": ENCODER,
-        "size": 5,
-        "normalize": True,
-        "loss": "contrastive",
-        "margin": 0.8,
-        "temperature": 0.2,
-        "references": 12,
-        "turns": 1,
-        "halves": 0.0,
-    }
-    return Siamese(spec=spec, **chosen | settings).double()
+    return Siamese(spec=spec, **SETTINGS | settings).double()
 
 
 def rows(*shape: int, seed: int = 1) -> Tensor:
@@ -144,7 +147,7 @@ def test_the_objective_by_hand(make_spec: MakeSpec, make_context: MakeContext) -
     family.start((train, targets))
     assert family.references is not None
     context = make_context(6, seed=3, step=9)
-    drawn, labels = family.references.draw(12, context.key(1000))
+    drawn, labels = family.references.draw(12, context.key(2000))
     total = 0.0
     for row in range(6):
         apart = (family(train[row : row + 1]) - family(drawn)).norm(dim=1)
@@ -254,6 +257,104 @@ def test_scores_go_over_the_whole_pass(make_spec: MakeSpec) -> None:
     apart, same = _pairs.all_pairs(torch.cdist(family(inputs), family(inputs)), targets)
     assert len(apart) == 50 * 49 / 2
     assert scores[0]["val/auc"] == pytest.approx(roc_auc_score(same.numpy(), -apart.detach().numpy()), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "num_rows"),
+    [
+        ([[1, 0, 1, 0], [1, 0, 1, 0]], 8),  # alike on both workers, of rows that are not
+        ([[1], [0]], 2),
+        ([[1]] * 2, 1),  # one row that both workers have
+    ],
+    ids=str,
+)
+def test_held_out_rows_of_all_workers(labels: list[list[int]], num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    same = num_rows == 1
+    parts = [(rows(len(one), 3, seed=1 if same else seed), torch.tensor(one)) for seed, one in enumerate(labels)]
+
+    def gather(into: list[Any], own: Any) -> None:
+        assert torch.equal(own[0], parts[1][0])
+        into[:] = parts
+
+    monkeypatch.setattr(siamese.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(siamese.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(siamese.dist, "all_gather_object", gather)
+    embeddings, found = gathered(*parts[1])
+    assert len(embeddings) == len(found) == num_rows
+    torch.testing.assert_close(embeddings, torch.cat([one for one, _ in parts])[:num_rows])
+    assert found.tolist() == [label for one in labels for label in one][:num_rows]
+
+
+def built(name: str, *overrides: str) -> Siamese:
+    composed = experiments.compose(["family=siamese", "data=digits", f"family@family.encoder={name}", *overrides])
+    spec = experiments.build_data(composed).spec
+    family = experiments.build_family(composed, spec)
+    assert isinstance(family, Siamese)
+    return family
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_every_family_is_an_encoder_or_is_refused(name: str, make_context: MakeContext) -> None:
+    """By the command's own words, `neurofleet train family=siamese family@family.encoder=NAME`."""
+    if name not in ENCODERS:
+        with pytest.raises((ConfigError, MismatchError)):
+            built(name)
+        return
+    family, images, labels = built(name), rows(20, 1, 8, 8).float(), torch.arange(20) % 10
+    family.start((images, labels))
+    loss = family.objective((images[:4], labels[:4]), make_context(4)).loss
+    loss.backward()
+    assert bool(loss.isfinite())
+    assert any(parameter.grad is not None for parameter in family.encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "autoencoder",
+            r"family\.encoder needs a supervised family, got Autoencoder; set family@family\.encoder to one",
+        ),
+        ("rbf", r"family\.encoder needs a network that can start from inputs alone, got RBF, .* one of cnn, dbn, mlp"),
+    ],
+)
+def test_what_cannot_embed_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        built(name)
+    with pytest.raises(MismatchError, match=r"family\.encoder: Capsule needs data of task .*; set family@family"):
+        built("capsule")
+    with pytest.raises(ConfigError, match=r"family\.encoder needs the config of a supervised family, got {}"):
+        Siamese(spec=built("mlp").spec, **SETTINGS | {"encoder": {}})
+
+
+@pytest.mark.parametrize("name", ["dbn", "spiking"])
+def test_an_encoder_starts_from_the_training_rows(name: str) -> None:
+    family, alone, images = built(name), built(name).encoder, rows(20, 1, 8, 8).float()
+    before = {key: value.clone() for key, value in family.encoder.state_dict().items()}
+    family.start((images, torch.arange(20) % 10))
+    assert isinstance(alone, StartsFromInputs)
+    alone.start((images, torch.empty(0)))
+    after, wanted = family.encoder.state_dict(), alone.state_dict()
+    started = [key for key in before if not torch.equal(before[key], after[key])]
+    assert started
+    assert all(torch.equal(after[key], wanted[key]) for key in started)
+
+
+def test_what_the_pairs_draw_is_apart_from_what_an_encoder_draws(make_spec: MakeSpec) -> None:
+    sites: list[int] = []
+
+    class Listening(Context):
+        def key(self, site: int) -> Any:
+            sites.append(site)
+            return super().key(site)
+
+    drawing = encoder("dbn", hidden=[7], dropout=0.3, augmentation=DISTORTION)
+    family = make(make_spec(shape=(1, 8, 8)), encoder=drawing, turns=4, halves=0.5)
+    images, labels = rows(20, 1, 8, 8), torch.arange(20) % 3
+    family.start((images, labels))
+    context = Listening(0, 0, 0.5, torch.arange(20, dtype=torch.int32), training=True, measure=False)
+    family.objective((images, labels), context)
+    assert len(sites) == len(set(sites)) == 6, "references, partners, halves, turns, distortion, dropout"
 
 
 def test_the_pictures_hold_the_pairs(make_spec: MakeSpec) -> None:

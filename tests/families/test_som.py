@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from neurofleet import experiment as experiments
 from neurofleet.errors import ConfigError
 from neurofleet.families.som import SOM, grid_places, principal_spans
 from neurofleet.spec import DataSpec
@@ -113,6 +114,32 @@ def test_it_starts_on_the_plane_of_principal_components(make_spec: MakeSpec) -> 
     for corner, middle, component in ((grid[1, 4], grid[1, 2], 0), (grid[2, 2], grid[1, 2], 1)):
         expected = 2 * singular[component] / 300**0.5 * right[component]
         assert torch.allclose(corner - middle, expected) or torch.allclose(corner - middle, -expected)
+
+
+@pytest.mark.parametrize(("num_rows", "num_columns"), [(1, 5), (5, 1)])
+def test_a_line_of_units_starts_on_the_first_component(num_rows: int, num_columns: int, make_spec: MakeSpec) -> None:
+    inputs = rows(300, 4) * torch.tensor([1.0, 5.0, 0.1, 2.0]) + 7.0
+    family = make(make_spec(shape=(4,)), rows=num_rows, columns=num_columns)
+    family.start((inputs, torch.zeros(300)))
+    first = principal_spans(inputs - inputs.mean(0))[0]
+    wanted = inputs.mean(0) + torch.linspace(-2, 2, 5, dtype=torch.float64).unsqueeze(1) * first
+    torch.testing.assert_close(family.units.detach(), wanted)
+
+
+def test_its_own_optimizer_is_kohonens_rule(make_spec: MakeSpec, make_context: MakeContext) -> None:
+    """Twice, since momentum shows in the second step."""
+    composed = experiments.compose(["family=som", "data=digits"])
+    recipe = experiments.build_recipe(composed, num_steps=2, log_every_n_steps=1, gradient_clip_val=None)
+    family, inputs = make(make_spec(shape=(3,))), rows(7, 3)
+    optimizer = recipe.optimizer(list(family.parameters()))
+    for _ in range(2):
+        before = family.units.detach().clone()
+        optimizer.zero_grad()
+        family.objective((inputs, torch.zeros(7)), make_context(7)).loss.backward()
+        gradient = family.units.grad
+        assert gradient is not None
+        optimizer.step()
+        torch.testing.assert_close(family.units.detach(), before - composed["optimizer"]["lr"] * gradient)
 
 
 def test_few_rows_with_many_features_have_the_same_components() -> None:

@@ -66,13 +66,13 @@ def texts(num_rows: int, length: int, seed: int = 0) -> Tensor:
 # What a result must not depend on.
 
 
-def test_a_later_token_never_changes_an_earlier_output(text_spec: MakeSpec, make_context: MakeContext) -> None:
+def test_a_later_token_never_changes_an_earlier_output(text_spec: MakeSpec) -> None:
     family, tokens = make(text_spec()), texts(2, 9)
-    before = family(tokens, make_context(2, training=False))
+    before = family.token_logits(tokens)
     for place in range(1, 9):
         changed = tokens.clone()
         changed[:, place] = changed[:, place] % 9 + 1
-        after = family(changed, make_context(2, training=False))
+        after = family.token_logits(changed)
         torch.testing.assert_close(after[:, :place], before[:, :place], rtol=1e-12, atol=1e-12)
         assert (after[:, place:] - before[:, place:]).abs().amin(dim=(0, 2)).max() > 1e-4
         assert not torch.allclose(after[:, place], before[:, place]), "but its own, and that of those after it"
@@ -119,7 +119,7 @@ def test_the_loss_is_that_of_the_scored_tokens(text_spec: MakeSpec, make_context
     tokens[2, 4:] = 0  # whose tokens are all given
     given = torch.tensor([1, 4, 4])
     context = make_context(3, training=False)
-    probabilities = family(tokens[:, :-1], context).softmax(dim=-1).detach()
+    probabilities = family.token_logits(tokens[:, :-1]).softmax(dim=-1).detach()
     rows = []
     for row, scored in enumerate([range(1, 9), range(4, 6), range(0)]):
         bits = [-math.log2(float(probabilities[row, place - 1, tokens[row, place]])) for place in scored]
@@ -138,10 +138,10 @@ def test_words_are_not_called_characters(text_spec: MakeSpec) -> None:
     assert "accuracy" in make(text_spec("multiclass")).score_names
 
 
-def test_what_is_served_is_the_token_after_the_text(text_spec: MakeSpec, make_context: MakeContext) -> None:
+def test_what_is_served_is_the_token_after_the_text(text_spec: MakeSpec) -> None:
     family, tokens = make(text_spec()), texts(2, 9)
     tokens[1, 4:] = 0
-    everywhere = family(tokens, make_context(2, training=False))
+    everywhere = family.token_logits(tokens)
     torch.testing.assert_close(family(tokens), torch.stack([everywhere[0, 8], everywhere[1, 3]]))
 
 
@@ -151,6 +151,18 @@ def test_without_temperature_the_likeliest_token_follows(text_spec: MakeSpec) ->
     for _ in range(5):  # further than the network sees at once
         text = torch.cat([text, family(text[:, -6:])[:, 2:].argmax(dim=1, keepdim=True) + 2], dim=1)
     assert torch.equal(family.generate(tokens, 5, temperature=0.0, seed=0), text)
+
+
+def test_texts_of_different_lengths_go_on_as_each_does_alone(text_spec: MakeSpec) -> None:
+    family, tokens = make(text_spec(length=6)), texts(3, 8)
+    tokens[1, 5:] = 0
+    tokens[2, 1:] = 0
+    together = family.generate(tokens, 4, temperature=0.0, seed=0)
+    assert together.shape == (3, 12)
+    for row, length in enumerate([8, 5, 1]):
+        alone = family.generate(tokens[row : row + 1, :length], 4, temperature=0.0, seed=0)
+        assert torch.equal(together[row, : length + 4], alone[0])
+        assert not together[row, length + 4 :].any()
 
 
 def test_tokens_are_drawn_as_the_softmax_says(text_spec: MakeSpec) -> None:
@@ -167,8 +179,8 @@ def test_tokens_are_drawn_as_the_softmax_says(text_spec: MakeSpec) -> None:
 def test_what_cannot_be_continued_is_refused(text_spec: MakeSpec) -> None:
     with pytest.raises(ConfigError, match="for the task language, got multiclass"):
         make(text_spec("multiclass")).generate(texts(1, 4), 1, temperature=1.0, seed=0)
-    for tokens, temperature in ((texts(1, 4), -1.0), (texts(1, 0), 1.0), (torch.tensor([[3, 0]]), 1.0)):
-        with pytest.raises(ConfigError, match=r"a temperature of at least 0 and texts .* without padding, got"):
+    for tokens, temperature in ((texts(1, 4), -1.0), (texts(1, 0), 1.0), (torch.tensor([[0, 3]]), 1.0)):
+        with pytest.raises(ConfigError, match=r"a temperature of at least 0 and texts .* of at least one token, got"):
             make(text_spec()).generate(tokens, 1, temperature=temperature, seed=0)
 
 
@@ -179,8 +191,8 @@ def test_images_are_distorted_in_training_alone(make_spec: MakeSpec, make_contex
     family, inputs = make(make_spec(shape=(1, 8, 8)), augmentation=MOVING), numbers(2, 1, 8, 8)
     assert not torch.allclose(family.augment(inputs, make_context(2)), inputs)
     assert torch.equal(family.augment(inputs, make_context(2, training=False)), inputs)
-    steps = numbers(2, 5, 3)
-    assert torch.equal(make(make_spec(shape=(5, 3)), augmentation=MOVING).augment(steps, make_context(2)), steps)
+    with pytest.raises(ConfigError, match=r"family\.augmentation needs images, got made, which is sequence"):
+        make(make_spec(shape=(5, 3)), augmentation=MOVING)
 
 
 def test_every_dropout_draws_for_itself(make_spec: MakeSpec) -> None:
@@ -250,5 +262,5 @@ def test_impossible_settings_for_texts_are_refused(settings: dict[str, Any], mes
 def test_what_does_not_fit_is_refused(make_spec: MakeSpec) -> None:
     with pytest.raises(MismatchError, match="Transformer needs data of kind image or sequence or text, got made"):
         make(make_spec(shape=(4,)))
-    with pytest.raises(MismatchError, match="texts for the task language, got made, of kind sequence"):
+    with pytest.raises(MismatchError, match="Transformer learns language from text, got made, which is sequence"):
         make(make_spec(task="language", shape=(5, 3)))

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor
 
 from neurofleet.experience import Episodes, Replay, Rollout, Rollouts
 from neurofleet.families._base import Family
-from neurofleet.families._supervised import embedding_spec
+from neurofleet.families._inner import inner_network
+from neurofleet.families._supervised import SupervisedFamily, embedding_spec
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
 
 ACTION_SITE = -2  # the sites of a network count up from zero; -1 is the order of rows
+NETWORKS = ("cnn", "mlp", "rnn", "transformer")
 
 
 class Agent(Family):
@@ -33,6 +36,14 @@ class Agent(Family):
     kinds: ClassVar[frozenset[str]] = frozenset({"environment"})
     tasks: ClassVar[frozenset[str]] = frozenset({"control"})
     collection: Replay | Rollouts
+
+    def build_network(self, network: Callable[..., SupervisedFamily], size: int) -> SupervisedFamily:
+        """A network from observations to `size` numbers.
+
+        Raises ConfigError for one that cannot be an agent's, MismatchError for one that does not take observations.
+        """
+        inner = network_spec(self.spec, size)
+        return inner_network(network, inner, key="network", fitting=NETWORKS, has_rows=False)
 
     @abstractmethod
     def act(self, observations: Tensor, context: Context) -> Tensor:

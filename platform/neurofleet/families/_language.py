@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neurofleet import counter
-from neurofleet.errors import MismatchError
+from neurofleet.errors import ConfigError, MismatchError
 from neurofleet.families._base import Objective
 from neurofleet.families._supervised import SupervisedFamily
 from neurofleet.spec import RESERVED_TOKENS, DataSpec
@@ -43,6 +43,16 @@ class LanguageFamily(SupervisedFamily):
     @abstractmethod
     def token_logits(self, tokens: Tensor, context: Context | None = None) -> Tensor:
         """Tokens [B, T] -> logits [B, T, V] of what follows each; none depends on a later token."""
+
+    def check_prompts(self, tokens: Tensor, temperature: float) -> None:
+        """Raise ConfigError unless texts [B, T] can be continued."""
+        if self.spec.task != "language":
+            raise ConfigError(f"generate needs a network for the task language, got {self.spec.task}")
+        if temperature < 0 or tokens.ndim != 2 or tokens.shape[1] < 1 or bool((tokens[:, 0] == 0).any()):
+            raise ConfigError(
+                "generate needs a temperature of at least 0 and texts [B, T] of at least one token, "
+                f"got temperature={temperature} and tokens of shape {tuple(tokens.shape)}"
+            )
 
     def objective(self, batch: Batch, context: Context) -> Objective:
         if self.spec.task != "language":

@@ -60,7 +60,8 @@ class Routing(nn.Module):
     def couplings(self, primary_BNE: Tensor) -> Tensor:
         """Coefficients [J, B, N] that sum to one over the classes.
 
-        As in the paper's own code no gradient goes through them: it takes the last weighted sum alone.
+        No gradient goes through them, as in many reimplementations (the authors' own code has it go through all
+        iterations): it takes the last weighted sum alone.
         """
         weight_JFD = self.weight.detach()
         # All alike at first: a number, for which nothing has to be laid out.
@@ -223,7 +224,8 @@ class Capsule(SupervisedFamily):
         return targets.to(like.dtype)
 
     def exhibits(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        """Images rebuilt while each dimension of the winning capsule is moved, as in the paper's figure 4."""
+        """Those of a classifier, and images rebuilt while each dimension of the winning capsule is moved, as in the
+        paper's figure 4."""
         vectors_BJD = self.vectors(batch[0])
         winner_B = vectors_BJD.square().sum(dim=-1).argmax(dim=1)
         rows_R = torch.stack([(winner_B == one).nonzero()[0, 0] for one in winner_B.unique()[:SHOWN_ROWS]])
@@ -235,7 +237,7 @@ class Capsule(SupervisedFamily):
         moved = squashed_RJD.view(num_rows, 1, 1, num_classes, size) + moves_DSD.view(1, size, -1, 1, size)
         present = present_RJ.view(num_rows, 1, 1, num_classes, 1).expand_as(moved[..., :1])
         rebuilt = self.decode(moved.flatten(0, 2), present.flatten(0, 2).squeeze(-1))
-        return {
+        return super().exhibits(batch) | {
             "capsule_dimensions": {
                 "images": self._raw(batch[0][rows_R]),
                 "reconstructions": self._raw(rebuilt).view(num_rows, size, SHOWN_STEPS, *self.spec.shape),

@@ -32,17 +32,18 @@ from torch.nn import functional as F
 
 from neurofleet import counter
 from neurofleet.errors import ConfigError
+from neurofleet.families._augmentation import image_distortion
 from neurofleet.families._base import Objective
 from neurofleet.families._coders import Pixels
-from neurofleet.families._layers import Dropout, RandomAffine, checked_rate, numbers
-from neurofleet.families._supervised import SupervisedFamily
+from neurofleet.families._inner import StartsFromInputs
+from neurofleet.families._layers import Dropout, checked_rate, numbers
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
 
 AFFINE_SITE, GIBBS_SITE = 1000, 1001  # dropout layers count up from zero
 
 
-class DBN(SupervisedFamily):
+class DBN(StartsFromInputs):
     """Sigmoid layers, pretrained as restricted Boltzmann machines.
 
     In: [B, *spec.shape], flattened.  Pixels are probabilities of Bernoulli units, brightest = 1; all else is the mean
@@ -82,7 +83,7 @@ class DBN(SupervisedFamily):
     ) -> None:
         super().__init__(spec=spec, label_smoothing=label_smoothing)
         self.is_image = spec.kind == "image"
-        self._check(hidden, pretraining, pretraining_weight, gibbs_steps, num_chains, augmentation)
+        self._check(hidden, pretraining, pretraining_weight, gibbs_steps, num_chains)
         self.pretraining, self.pretraining_weight = pretraining, pretraining_weight
         self.gibbs_steps, self.num_chains = gibbs_steps, num_chains
         self.sample_visible = sample_visible
@@ -100,16 +101,11 @@ class DBN(SupervisedFamily):
         self.dropouts = nn.ModuleList(Dropout(dropout, site) for site in range(len(hidden)))
         self.readout = nn.Linear(sizes[-1], spec.num_outputs)
         self.pixels = Pixels(spec) if self.is_image else None
-        self.distort = RandomAffine.from_config(augmentation, site=AFFINE_SITE)
+        self.distort = image_distortion(augmentation, spec, AFFINE_SITE)
 
+    @staticmethod
     def _check(
-        self,
-        hidden: list[int],
-        pretraining: float,
-        pretraining_weight: float,
-        gibbs_steps: int,
-        num_chains: int,
-        augmentation: Mapping[str, float],
+        hidden: list[int], pretraining: float, pretraining_weight: float, gibbs_steps: int, num_chains: int
     ) -> None:
         if not hidden or any(units < 1 for units in hidden):
             raise ConfigError(f"family.hidden needs at least one layer of at least one unit, got {list(hidden)}")
@@ -122,15 +118,13 @@ class DBN(SupervisedFamily):
                 f"DBN needs gibbs_steps >= 1 and num_chains >= 0, got gibbs_steps={gibbs_steps}, "
                 f"num_chains={num_chains}; try gibbs_steps=1 and num_chains=0"
             )
-        if any(augmentation.values()) and not self.is_image:
-            raise ConfigError(f"family.augmentation needs images, got {self.spec.name}; set its numbers to 0.0")
 
-    def start(self, batch: Batch) -> None:
+    def start_from(self, inputs: Tensor) -> None:
         """Visible units that know nothing else say how often each pixel is on (Hinton 2010)."""
         if self.pixels is not None:
             with torch.no_grad():
-                self.pixels.start(batch[0])
-                mean_V = self.visible(batch[0]).mean(dim=0)
+                self.pixels.start(inputs)
+                mean_V = self.visible(inputs).mean(dim=0)
                 self.centre.copy_(mean_V)
                 self.visible_biases[0].copy_(torch.logit(mean_V.clamp(0.01, 0.99)))
 
@@ -144,7 +138,7 @@ class DBN(SupervisedFamily):
         return optimizer
 
     def augment(self, inputs: Tensor, context: Context) -> Tensor:
-        return self.distort(inputs, context) if self.is_image else inputs
+        return self.distort(inputs, context)
 
     def visible(self, inputs: Tensor) -> Tensor:
         """Standardised inputs [B, *spec.shape] -> the lowest units [B, V]."""

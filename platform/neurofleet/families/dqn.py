@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from neurofleet import counter
 from neurofleet.errors import ConfigError, MismatchError
 from neurofleet.experience import Replay, check_discount
-from neurofleet.families._agent import ACTION_SITE, Agent, network_spec
+from neurofleet.families._agent import ACTION_SITE, Agent
 from neurofleet.families._base import Objective
 from neurofleet.families._supervised import SupervisedFamily
 from neurofleet.spec import DataSpec
@@ -61,7 +61,7 @@ class DQN(Agent):
         self.double_estimate, self.epsilon = double, dict(epsilon)  # `double` is a method of modules
         self.target_every, self.target_rate = target_every, target_rate
         self.output_names = tuple(f"value_{action}" for action in spec.classes)
-        self.network = network(spec=network_spec(spec, len(spec.classes)))
+        self.network = self.build_network(network, len(spec.classes))
         self.target = _frozen(self.network)
 
     @classmethod

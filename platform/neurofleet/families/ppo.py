@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from neurofleet import counter
 from neurofleet.errors import ConfigError
 from neurofleet.experience import Rollout, Rollouts, check_discount
-from neurofleet.families._agent import ACTION_SITE, Agent, network_spec
+from neurofleet.families._agent import ACTION_SITE, Agent
 from neurofleet.families._base import Objective
 from neurofleet.families._supervised import SupervisedFamily
 from neurofleet.spec import DataSpec
@@ -73,8 +73,8 @@ class PPO(Agent):
         self.collection = Rollouts(**rollout)
         self.discount, self.decay, self.clip = discount, decay, clip
         self.value_weight, self.entropy_weight = value_weight, entropy_weight
-        self.policy = network(spec=network_spec(spec, spec.num_outputs))
-        self.value = network(spec=network_spec(spec, 1))
+        self.policy = self.build_network(network, spec.num_outputs)
+        self.value = self.build_network(network, 1)
         if not spec.classes:
             self.log_width = nn.Parameter(torch.full((spec.num_outputs,), math.log(width)))
 

@@ -167,15 +167,10 @@ class RNN(LanguageFamily):
         temperature: of the softmax that is drawn from; 0 for the most probable token
         Raises ConfigError if the network was not trained to continue texts, or if there is nothing to continue.
         """
-        if self.embedding is None or self.spec.task != "language":
-            raise ConfigError(f"generate needs a network for the task language, got {self.spec.task}")
-        if temperature < 0 or tokens.ndim != 2 or tokens.shape[1] < 1 or bool((tokens[:, 0] == 0).any()):
-            raise ConfigError(
-                "generate needs a temperature of at least 0 and texts [B, T] of at least one token, "
-                f"got temperature={temperature} and tokens of shape {tuple(tokens.shape)}"
-            )
+        self.check_prompts(tokens, temperature)
         _, _, lengths_B = self._steps(tokens)
         assert lengths_B is not None
+        assert self.embedding is not None
         texts_BT = F.pad(tokens, (0, num_tokens))
         rows_B = torch.arange(len(tokens), dtype=torch.int32, device=tokens.device)
         states: list[State | None] = [None] * len(self.layers)

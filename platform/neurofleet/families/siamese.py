@@ -26,12 +26,14 @@ from neurofleet import counter
 from neurofleet.errors import ConfigError, nearest
 from neurofleet.families import _pairs
 from neurofleet.families._base import Family, Objective
+from neurofleet.families._inner import StartsFromInputs, inner_network
 from neurofleet.families._supervised import SupervisedFamily, embedding_spec
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
 
 LOSSES = ("contrastive", "triplet", "ntxent")
-DRAW_SITE, TURN_SITE, PARTNER_SITE, HALVES_SITE = range(1000, 1004)  # beyond those of any encoder
+DRAW_SITE, TURN_SITE, PARTNER_SITE, HALVES_SITE = range(2000, 2004)  # beyond those of any encoder
+ENCODERS = ("cnn", "dbn", "mlp", "rnn", "spiking", "transformer")
 HELD_OUT_REFERENCES = 64  # what each held-out row's loss is measured against
 PAIRED_ROWS = 2048  # of held-out rows; all their pairs are scored
 SHOWN_PAIRS, SHOWN_POINTS = 4000, 400  # of the pictures
@@ -73,7 +75,8 @@ class Siamese(Family):
     Scores of a pass over held-out rows, from all pairs: `auc` and `eer` of telling by the distance whether two are of
     one class, `one_shot` accuracy with a single example of each class.
 
-    encoder:     a family, built for a regression with `size` values; its own augmentation and dropout apply
+    encoder:     a supervised family, built for a regression with `size` values; its own augmentation and dropout apply,
+                 its own learning rule (a deep belief network's pretraining) does not
     size:        units of an embedding
     normalize:   whether embeddings are scaled to length one
     loss:        contrastive, triplet (both of Euclidean distances), or ntxent (of cosines)
@@ -124,7 +127,7 @@ class Siamese(Family):
                 f"family.halves needs a share of images, got {halves} for {spec.name} ({spec.kind}); set 0"
             )
         inner = embedding_spec(spec, size)
-        self.encoder = encoder(spec=inner)
+        self.encoder = inner_network(encoder, inner, key="encoder", fitting=ENCODERS, has_rows=True)
         self.output_names = inner.targets
         self.normalize = normalize
         self.loss_name = loss
@@ -138,6 +141,8 @@ class Siamese(Family):
 
     def start(self, batch: Batch) -> None:
         self.references = References(batch[0], self._labels(batch[1]))
+        if isinstance(self.encoder, StartsFromInputs):
+            self.encoder.start_from(batch[0])
 
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         embeddings_BE = self.encoder(inputs, context)
@@ -220,8 +225,7 @@ class Siamese(Family):
         self._seen.setdefault(stage, []).append(seen)
 
     def _log_evaluation(self, stage: str) -> None:
-        embeddings_NE, labels_N = (torch.cat(column) for column in zip(*self._seen.pop(stage), strict=True))
-        embeddings_NE, labels_N = gathered(embeddings_NE), gathered(labels_N)
+        embeddings_NE, labels_N = gathered(*(torch.cat(column) for column in zip(*self._seen.pop(stage), strict=True)))
         scores = {"loss": self._held_out_loss(embeddings_NE, labels_N)}
         distances_NN, labels_N = _paired(embeddings_NE, labels_N)
         curve = _pairs.roc(*_pairs.all_pairs(distances_NN, labels_N))
@@ -251,15 +255,18 @@ def spread(length: int, most: int, device: torch.device) -> Tensor:
     return torch.arange(min(length, most), device=device) * length // min(length, most)
 
 
-def gathered(rows: Tensor) -> Tensor:
-    """The held-out rows of all workers, [N, ...] on each."""
+def gathered(embeddings_NE: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The held-out rows of all workers, [N, E] and [N], on each."""
     if not dist.is_initialized():
-        return rows
-    parts: list[Tensor] = [rows] * dist.get_world_size()
-    dist.all_gather_object(parts, rows.cpu())
-    if all(torch.equal(part, parts[0]) for part in parts):  # workers that outnumber the rows have all of them each
+        return embeddings_NE, labels_N
+    num_workers, device = dist.get_world_size(), labels_N.device
+    parts: list[tuple[Tensor, Tensor]] = [(embeddings_NE, labels_N)] * num_workers
+    dist.all_gather_object(parts, (embeddings_NE.cpu(), labels_N.cpu()))
+    alike = all(torch.equal(own, other) for part in parts for own, other in zip(part, parts[0], strict=True))
+    if alike and len(parts[0][1]) < num_workers:  # workers that outnumber the rows have all of them each
         parts = parts[:1]
-    return torch.cat(parts).to(rows.device)
+    all_embeddings, all_labels = zip(*parts, strict=True)
+    return torch.cat(all_embeddings).to(device), torch.cat(all_labels).to(device)
 
 
 def _paired(embeddings_NE: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:

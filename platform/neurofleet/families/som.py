@@ -123,7 +123,7 @@ class SOM(UnsupervisedFamily):
         with torch.no_grad():
             mean_F = rows_NF.mean(0)
             spans_2F = principal_spans(rows_NF - mean_F)
-            down_R, across_C = (2 * torch.linspace(-1, 1, size).to(mean_F) for size in (self.rows, self.columns))
+            down_R, across_C = (2 * evenly(size).to(mean_F) for size in (self.rows, self.columns))
             down_F, across_F = spans_2F if self.rows >= self.columns else spans_2F.flip(0)
             plane_RCF = down_R.view(-1, 1, 1) * down_F + across_C.view(1, -1, 1) * across_F
             self.units.copy_((mean_F + plane_RCF).flatten(0, 1))
@@ -156,6 +156,11 @@ class SOM(UnsupervisedFamily):
     def _on_grid(self, array: Tensor) -> Tensor:
         """[..., U] -> [..., R, C]."""
         return array.detach().unflatten(-1, (self.rows, self.columns)).contiguous()
+
+
+def evenly(size: int) -> Tensor:
+    """So many numbers from -1 to 1; a single one is 0, their middle."""
+    return torch.linspace(-1, 1, size) if size > 1 else torch.zeros(1)
 
 
 def grid_places(rows: int, columns: int, grid: str) -> Tensor:

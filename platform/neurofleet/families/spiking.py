@@ -25,9 +25,9 @@ from torch.nn import functional as F
 
 from neurofleet import counter
 from neurofleet.errors import ConfigError
-from neurofleet.families._layers import RandomAffine
+from neurofleet.families._augmentation import image_distortion
+from neurofleet.families._inner import StartsFromInputs
 from neurofleet.families._spikes import fire, gather
-from neurofleet.families._supervised import SupervisedFamily
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
 
@@ -48,7 +48,7 @@ class Course(NamedTuple):
     valid: Tensor
 
 
-class Spiking(SupervisedFamily):
+class Spiking(StartsFromInputs):
     """Layers of leaky integrate-and-fire neurons.
 
     In: [B, *spec.shape], shown for `num_steps`.
@@ -117,9 +117,7 @@ class Spiking(SupervisedFamily):
             normed = norm == "layer" and (convolutional or index > 0)
             self.norms.append(nn.LayerNorm(size) if normed else nn.Identity())
         self.readout = nn.Linear(sizes[-1], spec.num_outputs)
-        self.distort = RandomAffine.from_config(augmentation, site=DISTORTION)
-        if spec.kind != "image" and any(augmentation.values()):
-            raise ConfigError(f"family.augmentation needs images, got {spec.name}, which is {spec.kind}; set zeros")
+        self.distort = image_distortion(augmentation, spec, DISTORTION)
         shape = (spec.shape[0], 1, 1) if spec.kind == "image" else (spec.shape[-1],)
         self.low: Tensor  # the range of the training rows' inputs, which codes are relative to
         self.high: Tensor
@@ -127,9 +125,8 @@ class Spiking(SupervisedFamily):
         self.register_buffer("high", torch.full(shape, 2.0))
         self.to(memory_format=torch.channels_last)
 
-    def start(self, batch: Batch) -> None:
-        channels = batch[0].movedim(1, 0) if self.spec.kind == "image" else batch[0].movedim(-1, 0)
-        flat = channels.flatten(1)
+    def start_from(self, inputs: Tensor) -> None:
+        flat = inputs.movedim(1 if self.spec.kind == "image" else -1, 0).flatten(1)
         self.low.copy_(torch.nan_to_num(flat, nan=math.inf).amin(1).view_as(self.low))
         self.high.copy_(torch.nan_to_num(flat, nan=-math.inf).amax(1).view_as(self.high))
 

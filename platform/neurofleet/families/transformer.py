@@ -9,7 +9,6 @@ of a head, S tokens that are looked at.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -18,25 +17,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neurofleet import counter
-from neurofleet.errors import ConfigError, MismatchError
+from neurofleet.errors import ConfigError
 from neurofleet.families._attention import SITES_PER_BLOCK, Block, attention_weights, rotary_turns
-from neurofleet.families._base import Objective
-from neurofleet.families._layers import Dropout, RandomAffine, activation_by_name
-from neurofleet.families._supervised import SupervisedFamily
+from neurofleet.families._augmentation import image_distortion
+from neurofleet.families._language import LanguageFamily, sample
+from neurofleet.families._layers import Dropout, activation_by_name
+from neurofleet.families._recurrence import last_of
 from neurofleet.families._tokens import PatchTokens, StepTokens, TextTokens
-from neurofleet.spec import RESERVED_TOKENS, DataSpec
+from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
 
 SHOWN_ROWS = 6  # in the picture of attention
 
 
-class Transformer(SupervisedFamily):
+class Transformer(LanguageFamily):
     """Tokens, blocks of attention and feed-forward layers, a norm, and the readout.
 
     In: sequences [B, T, channels] (NaN after the end), texts [B, T] (0 after the end), images [B, channels, height,
     width].  Out: [B, spec.num_outputs] logits or values; of the task language, logits of the token after the text.
-    Loss: by task, see `neurofleet.families._supervised`.  Of the task language: the cross-entropy of each token given
-    those before it, mean over a row's scored tokens (from the number in the targets on), then over the rows.
+    Loss: by task, see `neurofleet.families._supervised` and `_language`.
 
     width:           units of a token
     num_layers:      blocks
@@ -48,12 +47,11 @@ class Transformer(SupervisedFamily):
     stem:            of images, channels of the convolutions before the patches, each pooled to half; empty for none
     ngrams:          of texts, lengths of the n-grams that are embedded beside the tokens
     ngram_buckets:   of texts, rows in the table of each length
-    label_smoothing: of classification, in training
+    label_smoothing: of classification and language, in training
     augmentation:    of images: degrees, scale, translation of random distortions in training; zeros for none
     """
 
     kinds: ClassVar[frozenset[str]] = frozenset({"sequence", "text", "image"})
-    tasks: ClassVar[frozenset[str]] = SupervisedFamily.tasks | {"language"}
 
     def __init__(
         self,
@@ -85,7 +83,7 @@ class Transformer(SupervisedFamily):
         turns_2TK = rotary_turns(spec.shape[0], width // num_heads) if spec.kind == "text" else None
         self.register_buffer("turns_2TK", turns_2TK, persistent=False)
         self.drop_tokens, self.drop_pooled = Dropout(dropout, site=0), Dropout(dropout, site=1)
-        self.distort = RandomAffine.from_config(augmentation, site=2)
+        self.distort = image_distortion(augmentation, spec, site=2)
         self.blocks = nn.ModuleList(
             Block(
                 width=width,
@@ -103,14 +101,6 @@ class Transformer(SupervisedFamily):
         nn.init.normal_(self.readout.weight, std=0.02 if self.causal else width**-0.5)
         nn.init.zeros_(self.readout.bias)
 
-    @classmethod
-    def accept(cls, spec: DataSpec) -> None:
-        super().accept(spec)
-        if spec.task == "language" and spec.kind != "text":
-            raise MismatchError(
-                f"{cls.__name__} needs texts for the task language, got {spec.name}, of kind {spec.kind}"
-            )
-
     @staticmethod
     def _check(spec: DataSpec, width: int, num_layers: int, num_heads: int, feed_forward: int, stem: list[int]) -> None:
         if min(width, num_layers, num_heads, feed_forward, *stem) < 1:
@@ -127,19 +117,15 @@ class Transformer(SupervisedFamily):
             )
 
     def augment(self, inputs: Tensor, context: Context) -> Tensor:
-        return self.distort(inputs, context) if self.spec.kind == "image" else inputs
+        return self.distort(inputs, context)
 
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
-        """[B, spec.num_outputs]; a language model that is given a context says it after every token, [B, T, V]."""
         tokens_BTD, valid_BT = self.embed(inputs)
-        if self.causal:
-            outputs_BTD = self._encode(tokens_BTD, None, context)  # no later token is seen, so no padding either
-            if context is None:
-                last_B = valid_BT.sum(dim=1) - 1
-                outputs_BTD = outputs_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
-            return self.readout(self.drop_pooled(outputs_BTD, context))
-        outputs_BTD = self._encode(tokens_BTD, valid_BT, context)
-        return self.readout(self.drop_pooled(_mean(outputs_BTD, valid_BT), context))
+        if not self.causal:
+            pooled_BD = _mean(self._encode(tokens_BTD, valid_BT, context), valid_BT)
+        else:  # no later token is seen, so no padding either
+            pooled_BD = last_of(self._encode(tokens_BTD, None, context), valid_BT.sum(dim=1))
+        return self.readout(self.drop_pooled(pooled_BD, context))
 
     def _encode(self, tokens_BTD: Tensor, valid_BT: Tensor | None, context: Context | None) -> Tensor:
         stream_BTD = self.drop_tokens(tokens_BTD, context)
@@ -149,63 +135,28 @@ class Transformer(SupervisedFamily):
 
     # The task language.
 
-    def objective(self, batch: Batch, context: Context) -> Objective:
-        if not self.causal:
-            return super().objective(batch, context)
-        tokens_BT, given_B = batch
-        logits_BTV = self(tokens_BT[:, :-1], context)
-        smoothing = self.label_smoothing if context.training else 0.0
-        losses_B = _next_token_losses(logits_BTV, tokens_BT, given_B, smoothing)
-        if not context.measure:
-            return Objective(losses_B.mean())
-        plain_B = _next_token_losses(logits_BTV.detach(), tokens_BT, given_B, 0.0) if smoothing else losses_B.detach()
-        return Objective(losses_B.mean(), {self._bits: plain_B / math.log(2)})
-
-    @property
-    def _bits(self) -> str:
-        return "bits_per_character" if self.spec.tokenizer == "characters" else "bits_per_word"
-
-    @property
-    def score_names(self) -> list[str]:
-        return ["loss", self._bits] if self.causal else super().score_names
-
-    def _evaluate(self, batch: Batch, stage: str) -> None:
-        if not self.causal:
-            super()._evaluate(batch, stage)
-            return
-        objective = self.objective(batch, self._context(batch, 0, training=False))
-        self._tally(stage, {"loss": objective.loss, **objective.metrics}, len(batch[0]))
-
-    def _log_evaluation(self, stage: str) -> None:
-        if self.causal:
-            self._log_scores(stage, self._means(stage))
-        else:
-            super()._log_evaluation(stage)
+    def token_logits(self, tokens: Tensor, context: Context | None = None) -> Tensor:
+        return self.readout(self.drop_pooled(self._encode(self.embed(tokens)[0], None, context), context))
 
     @torch.no_grad()
     def generate(self, tokens: Tensor, num_tokens: int, *, temperature: float, seed: int) -> Tensor:
-        """Continue texts, token by token: int64 [B, T] without padding -> [B, T + num_tokens].
+        """Continue texts, token by token: int64 [B, T], 0 after the end of a shorter one -> [B, T + num_tokens], alike.
 
         temperature: of the softmax that is drawn from; 0 for the most probable token
         Of a text longer than the network's the last tokens count.
         Raises ConfigError if the network was not trained to continue texts, or if there is nothing to continue.
         """
-        if not self.causal:
-            raise ConfigError(f"generate needs a network for the task language, got {self.spec.task}")
-        if temperature < 0 or tokens.ndim != 2 or tokens.shape[1] < 1 or bool((tokens == 0).any()):
-            raise ConfigError(
-                "generate needs a temperature of at least 0 and texts [B, T] of at least one token without padding, "
-                f"got temperature={temperature} and tokens of shape {tuple(tokens.shape)}"
-            )
-        rows = torch.arange(len(tokens), dtype=torch.int32, device=tokens.device)
+        self.check_prompts(tokens, temperature)
+        lengths_B, texts_BT = (tokens != 0).sum(dim=1), F.pad(tokens, (0, num_tokens))
+        rows_B = torch.arange(len(tokens), dtype=torch.int32, device=tokens.device)
+        places_S = torch.arange(min(self.spec.shape[0], texts_BT.shape[1]), device=tokens.device)
         for step in range(num_tokens):
-            logits_BV = self(tokens[:, -self.spec.shape[0] :]).double()
-            logits_BV[:, :RESERVED_TOKENS] = -math.inf  # padding and the unknown token are no text
-            if temperature > 0:  # the largest of logits with Gumbel noise is a draw from their softmax
-                noise = counter.uniform(counter.fold(seed, step), rows, (logits_BV.shape[1],), torch.float64)
-                logits_BV = logits_BV / temperature - (-(noise + 2.0**-25).log()).log()
-            tokens = torch.cat([tokens, logits_BV.argmax(dim=1, keepdim=True)], dim=1)
-        return tokens
+            firsts_B = (lengths_B - len(places_S)).clamp(min=0)
+            seen_BS = texts_BT.gather(1, firsts_B.unsqueeze(1) + places_S)
+            drawn_B = sample(self(seen_BS), temperature, counter.fold(seed, step), rows_B)
+            texts_BT.scatter_(1, lengths_B.unsqueeze(1), drawn_B.unsqueeze(1))
+            lengths_B = lengths_B + 1
+        return texts_BT
 
     # What there is to look at.
 
@@ -236,12 +187,3 @@ def _mean(tokens_BTD: Tensor, valid_BT: Tensor | None) -> Tensor:
         return tokens_BTD.mean(dim=1)
     counted_BT = valid_BT.to(tokens_BTD.dtype)
     return (counted_BT[:, None] @ tokens_BTD).squeeze(1) / counted_BT.sum(dim=1, keepdim=True)
-
-
-def _next_token_losses(logits_BTV: Tensor, tokens_BT: Tensor, given_B: Tensor, smoothing: float) -> Tensor:
-    """The mean over each row's scored tokens: those after the given ones, up to the end of the text; 0 without any."""
-    wanted_BT = tokens_BT[:, 1:]
-    losses = F.cross_entropy(logits_BTV.flatten(0, 1), wanted_BT.flatten(), reduction="none", label_smoothing=smoothing)
-    places_T = torch.arange(1, tokens_BT.shape[1], device=tokens_BT.device)
-    scored_BT = (places_T >= given_B[:, None]) & (wanted_BT != 0)
-    return (losses.view_as(wanted_BT) * scored_BT).sum(dim=1) / scored_BT.sum(dim=1).clamp(min=1)
