@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from neurofleet import paths
-from neurofleet.data.sources import WITHOUT_DEPENDENCIES
+from neurofleet.data.sources import installation
 from neurofleet.data.write import Raw, write_dataset
 from neurofleet.errors import DataError, UserError, nearest
 from neurofleet.spec import DataSpec
@@ -43,10 +43,8 @@ def load(name: str) -> Raw:
     try:
         raw: Raw = module(name).load()
     except ModuleNotFoundError as error:
-        alone = WITHOUT_DEPENDENCIES.get(str(error.name))
-        package = f"--no-deps {alone}" if alone else "'neurofleet[data]'"
         raise DataError(
-            f"preparing {name!r} needs the package {error.name!r}; install it with: pip install {package}"
+            f"preparing {name!r} needs the package {error.name!r}; {installation(str(error.name))}"
         ) from error
     return raw
 

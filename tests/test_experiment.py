@@ -41,6 +41,8 @@ def changed(original: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
     [
         ("family=mpl", r"there is no family/mpl; did you mean mlp\?.*autoencoder, .*mlp"),
         ("data=digit", r"there is no data/digit; did you mean digits"),
+        ("data=cartpole", r"there is no data/cartpole; did you mean env/cartpole\?"),
+        ("data=env/cartpol", r"there is no data/env/cartpol; did you mean env/cartpole"),
         ("optimizer=adamW", r"there is no optimizer/adamW; did you mean .*adamw"),
         ("trainer=nosuch_zzz", r"there is no trainer/nosuch_zzz; known: default, early_stopping"),
         ("family.hiden=[3]", r"the config has no key 'family\.hiden'; did you mean family\.hidden"),
@@ -133,6 +135,27 @@ def test_a_target_outside_the_list_is_refused(target: Any, place: str, composed:
 def test_a_target_outside_the_list_is_refused_on_the_command_line(override: str) -> None:
     with pytest.raises(ConfigError, match="needs an allowed target"):
         compose([override])
+
+
+@pytest.mark.parametrize(
+    ("place", "target"),
+    [
+        ("family", "torch.optim.SGD"),
+        ("family.encoder", "neurofleet.data.ParquetDataModule"),
+        ("data", "neurofleet.families.mlp.MLP"),
+        ("trainer.checkpoint", "neurofleet.schedule.Cosine"),
+    ],
+)
+def test_a_target_stays_in_the_room_of_its_section(place: str, target: str) -> None:
+    config = changed(compose(["family=siamese"]), f"{place}._target_", target)
+    with pytest.raises(ConfigError, match=rf"^{place}\._target_ needs something of [\w.]+\*, got '{target}'"):
+        check(config)
+
+
+def test_no_list_is_said_twice() -> None:
+    with pytest.raises(ConfigError) as info:
+        compose(["data=nothing_like_it"])
+    assert str(info.value).count("movielens") == 1
 
 
 @pytest.mark.parametrize("directive", ["_partial_", "_args_", "_recursive_", "_convert_", "hydra"])

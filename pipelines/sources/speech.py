@@ -1,4 +1,4 @@
-"""2,700 telephone prompts as log-mel spectrograms: English, Spanish, French, Italian or Russian?
+"""2,766 telephone prompts as log-mel spectrograms: English, Spanish, French, Italian or Russian?
 
 The clips are those of Debian's packages `asterisk-core-sounds-{en,es,fr,it,ru}-wav` (8 kHz): no package registry of
 Python has them, so this dataset is prepared where they are installed, and `dvc repro` does not ask for it.

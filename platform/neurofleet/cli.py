@@ -58,7 +58,7 @@ def submit(pipeline: str, overrides: tuple[str, ...]) -> None:
     experiment = experiments.compose(list(overrides))  # a mistake shows here, not in a job's log
     resume = next((override.removeprefix("resume=") for override in overrides if override.startswith("resume=")), None)
     if resume is None:
-        catalog.need(experiments.data_name(experiment))
+        catalog.need(experiment["data"])
     else:
         from neurofleet.launch.record import resumed
 

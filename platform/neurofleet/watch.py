@@ -89,6 +89,7 @@ class Watch(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = (time.monotonic(), self.step)
         checkpoint.unpack_optimizer(trainer.optimizers[0], self._restored)
+        self._restored = {}
         for number in self._handlers:  # over Lightning's own, which end a run with exit code 0
             signal.signal(number, self._on_signal)
         if self.bar is not None:
@@ -215,11 +216,16 @@ class Watch(pl.Callback):
         self.history = state["history"]
         self.verdict = state["verdict"]
         self._round_loss = tuple(state["round_loss"])
+        if "loader" not in state:
+            raise CheckpointError(
+                f"{self.folder} holds checkpoints of an earlier version, which cannot be gone on from; train afresh"
+            )
         self.loader.restore(_strip(tensors, "loader."), state["loader"])
         if self.stopper is not None and state["stopper"] is not None:
             best_score = torch.tensor(state["stopper"]["best_score"], dtype=torch.float64)
             self.stopper.load_state_dict(state["stopper"] | {"best_score": best_score})
-        self._restored = tensors
+        kept = {name: tensor for name, tensor in tensors.items() if name.startswith("optimizer.")}
+        self._restored = {name: tensor.clone() for name, tensor in kept.items()}  # not views of the whole file
 
     # Signals: the first asks for a checkpoint and an orderly end at the next chunk, the second does not wait.
 

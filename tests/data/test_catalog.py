@@ -74,6 +74,15 @@ def test_describe_refuses_what_is_unknown_or_missing(project: Path) -> None:
         catalog.describe("digits")
 
 
+def test_what_is_needed_depends_on_the_kind_of_data(project: Path) -> None:
+    rows, acting = "neurofleet.data.ParquetDataModule", "neurofleet.data.EnvironmentDataModule"
+    catalog.need({"_target_": rows, "name": "tags"})
+    catalog.need({"_target_": acting, "name": "mine"})
+    for name in ("digits", "cartpole"):
+        with pytest.raises(DataError, match=name):
+            catalog.need({"_target_": rows, "name": name})
+
+
 @pytest.fixture
 def console() -> Console:
     return Console(file=io.StringIO(), width=110)

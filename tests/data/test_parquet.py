@@ -188,13 +188,18 @@ def test_without_a_val_of_the_source_s_own_an_eighth_of_train_is_set_aside(datas
         assert first.tolist() == [2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("name", ["notes", "places"])
-def test_indices_and_texts_are_divided_anew_like_numbers(name: str, datasets: Path) -> None:
-    disk, other = module(name), module(name, split=2)
+def test_indices_are_divided_anew_like_numbers(datasets: Path) -> None:
+    disk, other = module("places"), module("places", split=2)
     assert sorted(row for rows in row_numbers(other).values() for row in rows) == list(range(100))
     assert row_numbers(other)["test"] != row_numbers(disk)["test"]
-    assert other.spec.vocabulary == disk.spec.vocabulary
     assert other.rows("train").inputs.dtype == torch.int64
+
+
+def test_texts_keep_the_split_of_their_vocabulary(datasets: Path) -> None:
+    with pytest.raises(ConfigError, match=r"split needs to be 0 for 'notes', got 2: its vocabulary .*data.split=0$"):
+        module("notes", split=2)
+    refit = module("notes", train_splits=("train", "val"))
+    assert refit.spec.vocabulary == module("notes").spec.vocabulary
 
 
 def test_an_unknown_stage_is_refused(datasets: Path) -> None:

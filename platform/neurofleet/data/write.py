@@ -95,12 +95,21 @@ def write_dataset(name: str, raw: Raw, into: Path) -> DataSpec:
 
 
 def divide(raw: Raw) -> dict[str, np.ndarray]:
-    """The row numbers of train, val and test: the source's own, or by the hash."""
+    """The row numbers of train, val and test: the source's own, or by the hash.
+
+    Raises:
+        ValueError: a row stands in two stages, or identities would.
+    """
     targets = raw.target_values
     if raw.stages is None:
+        if raw.task == "verification":
+            raise ValueError("verification needs `stages`, divided by identity, got none: a hash would mix identities")
         rows = np.arange(len(targets))
         return assign(rows, strata(targets, raw.task), raw.sizes or default_sizes(len(rows)), split=0)
     stages = {stage: np.asarray(rows) for stage, rows in raw.stages.items()}
+    counts = np.bincount(np.concatenate(list(stages.values())).astype(np.int64))
+    if (counts > 1).any():
+        raise ValueError(f"`stages` need to share no row, got row {int(counts.argmax())} {int(counts.max())} times")
     if "val" not in stages:
         train = stages["train"]
         val = round(len(train) / 8)

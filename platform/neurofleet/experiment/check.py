@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,25 @@ def check(experiment: Mapping[str, Any]) -> Experiment:
             f"an experiment needs the sections {', '.join(SECTIONS)}; lacking {lacking}, unknown {unknown}"
         )
     refuse(experiment, resolved=True)
-    for section, room in ROOMS.items():
-        target = experiment[section].get("_target_") if isinstance(experiment[section], Mapping) else None
-        if target in TARGETS and not target.startswith(room):
-            raise ConfigError(f"{section}._target_ needs something of {room}*, got {target!r}")
+    sections = {section: room for section, room in ROOMS.items() if isinstance(experiment[section], Mapping)}
+    for section, room in sections.items():
+        for place, target in _targets(experiment[section], section):
+            if target in TARGETS and not target.startswith(room):
+                raise ConfigError(f"{place} needs something of {room}*, got {target!r}")
     seed = experiment["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
         raise ConfigError(f"seed needs a whole number from 0 to 2147483647, got {seed!r}")
     return dict(experiment)
+
+
+def _targets(node: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Place and name of each target in a checked section, at any depth."""
+    for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+        place = f"{where}.{key}" if isinstance(node, Mapping) else f"{where}[{key}]"
+        if key == "_target_":
+            yield place, value
+        elif isinstance(value, Mapping | list | tuple):
+            yield from _targets(value, place)
 
 
 def refuse(node: Any, *, resolved: bool, where: str = "") -> None:

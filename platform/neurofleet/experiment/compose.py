@@ -50,10 +50,16 @@ def explained() -> Iterator[None]:
 
 
 def _missing(error: Any) -> str:
-    config, options = str(error.missing_cfg_file), error.options
-    if config and options:
-        group, _, name = config.rpartition("/")
-        return f"there is no {config}; {nearest(name, options)} (group {group}: {', '.join(sorted(options))})"
+    config = str(error.missing_cfg_file)
+    if "/" in config:
+        group, _, name = config.partition("/")
+        folder = paths.shipped("configs") / group
+        found = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+        known = found or sorted(error.options or ())
+        close = nearest(name, known)
+        if not close.startswith("known"):
+            return f"there is no {config}; {close} (group {group}: {', '.join(known)})"
+        return f"there is no {config}; {close}"
     return str(error).strip()
 
 

@@ -91,6 +91,6 @@ def _name_tokens(axes: Axes, spec: DataSpec, tokens: np.ndarray) -> None:
     visible = {" ": "␣", "\n": "↵", "\t": "→"}
     names = [visible.get(known[token], known[token][:12]) for token in tokens]
     upright = spec.tokenizer == "characters"
-    axes.set_xticks(range(len(names)), names, rotation=0 if upright else 90, fontsize=5, parse_math=False)
-    axes.set_yticks(range(len(names)), names, fontsize=5, parse_math=False)
+    axes.set_xticks(range(len(names)), names, rotation=0 if upright else 90, fontsize=5)
+    axes.set_yticks(range(len(names)), names, fontsize=5)
     axes.tick_params(length=0, pad=2)

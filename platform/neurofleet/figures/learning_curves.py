@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: told apart by everybody
 COLOURS = {"train": "#0072B2", "val": "#D55E00"}
+# words of metrics that are the better the lower, and of those that are neither good nor bad by themselves
+LOWER = {
+    *("bits", "difference", "distance", "divergence", "eer", "elbo", "error", "frechet", "kl", "loss", "mae", "mse"),
+    *("nats", "perplexity", "rmse"),
+}
+NEITHER = {"length", "rate", "score", "spikes", "units", "value"}
 NAMES = {"train": "training", "val": "validation"}
 
 
@@ -57,8 +63,9 @@ def _panel(axes: object, history: Sequence[Mapping[str, float]], metric: str) ->
         steps, values = zip(*points, strict=True)
         marker = "." if len(points) < 40 else ""
         axes.plot(steps, values, color=colour, label=NAMES[stage], linewidth=1.5, marker=marker)
-        if stage == "val":
-            _mark_best(axes, steps, values, colour, lowest=_lower_is_better(metric))
+        lowest = lower_is_better(metric)
+        if stage == "val" and lowest is not None:
+            _mark_best(axes, steps, values, colour, lowest=lowest)
     axes.set(xlabel="optimizer step", title=metric.replace("_", " "))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(alpha=0.3)
@@ -66,8 +73,10 @@ def _panel(axes: object, history: Sequence[Mapping[str, float]], metric: str) ->
     axes.legend(frameon=False, fontsize="small")
 
 
-def _lower_is_better(metric: str) -> bool:
-    return any(part in metric for part in ("loss", "error", "mse", "mae", "rmse"))
+def lower_is_better(metric: str) -> bool | None:
+    """Whether the lowest value of a metric is its best one, by the words of its name; None if none is best."""
+    words = set(metric.lower().split("_"))
+    return True if words & LOWER else None if words & NEITHER else False
 
 
 def _mark_best(axes: object, steps: Sequence[float], values: Sequence[float], colour: str, *, lowest: bool) -> None:

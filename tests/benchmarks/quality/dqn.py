@@ -1,7 +1,7 @@
 """Deep Q-network: steps in CartPole until ten greedy episodes score 475 in the mean, and what the weights of then score
 in other episodes.
 
-Settings were chosen with seeds 10 to 14; reported are 0 to 4.  Issue 3 counts the median; its reference is the DQN of
+Settings were chosen with seeds 10 to 14; reported are 0 to 4.  The median counts; its reference is the DQN of
 Stable-Baselines3: 24,000 steps, 26 CPU s.
 """
 

@@ -1,7 +1,7 @@
 """Proximal policy optimization: steps in CartPole until ten greedy episodes score 475 in the mean, and what the weights
 of then score in other episodes.
 
-Settings were chosen with seeds 10 to 14; reported are 0 to 4.  Issue 3 counts the median; its reference is the PPO of
+Settings were chosen with seeds 10 to 14; reported are 0 to 4.  The median counts; its reference is the PPO of
 Stable-Baselines3: 14,000 steps, 5 CPU s.
 """
 

@@ -1,13 +1,13 @@
 """The perceptron in other areas: recommendation, finance, spam.
 
 Its settings were chosen on val (movielens) or on the splits 10 and 11 (credit, spam7); reported are the test rows of
-movielens, and of the splits 0 to 9.
+movielens, and of the splits 0 to 9.  Of the six numbers about an e-mail in spam7 the same six often stand in train too
+(396 of 921 test rows of split 0): all that learn from them have the use of that, the classical methods as well.
 """
 
 import numpy as np
-from rows import SEEDS, SPLITS, Row, fitted
+from rows import SEEDS, SPLITS, Row, above_logistic, auroc, fitted
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
 from neurofleet.data import ParquetDataModule
 
@@ -36,13 +36,6 @@ def constant(data: ParquetDataModule) -> float:
     return float(data.rows("test").targets.double().square().mean().sqrt() * data.spec.target_std[0])
 
 
-def auroc(data: ParquetDataModule) -> float:
-    """Of logistic regression."""
-    train, test = data.rows("train"), data.rows("test")
-    model = LogisticRegression(max_iter=3000).fit(train.inputs.numpy(), train.targets[:, 0].numpy())
-    return float(roc_auc_score(test.targets[:, 0].numpy(), model.predict_proba(test.inputs.numpy())[:, 1]))
-
-
 def majority(data: ParquetDataModule) -> float:
     """Accuracy of the more frequent class."""
     share = float(data.rows("test").targets.mean())
@@ -54,4 +47,6 @@ ROWS = (
     Row(("experiment=movielens_mlp",), SEEDS, "rmse", 0.94, (("biases", biases), ("the mean", constant)), lower=True),
     Row(("experiment=credit_mlp",), SPLITS, "auroc", 0.83, (("logistic regression", auroc),)),
     Row(("experiment=spam7_mlp",), SPLITS, "accuracy", 0.86, (LOGISTIC, ("the larger class", majority))),
+    Row(("experiment=spam7_mlp",), SPLITS, "auroc", 0.90, (("logistic regression", auroc),)),
+    Row(("experiment=spam7_mlp",), SPLITS, "auroc above logistic regression", 1e-4, score=above_logistic),
 )
