@@ -1,4 +1,4 @@
-"""One centred restricted Boltzmann machine 784-256 of pixels, by CD-1: the dearest part of a deep belief network's training."""
+"""One centred restricted Boltzmann machine 784-256 of pixels, by CD-1: the dearest part of the family's training."""
 
 from typing import Any
 

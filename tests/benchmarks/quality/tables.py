@@ -1,13 +1,15 @@
-"""The perceptron in other areas: recommendation, finance, spam.
+"""The perceptron in other areas: recommendation, finance, manufacturing, spam.
 
-Its settings were chosen on val (movielens) or on the splits 10 and 11 (credit, spam7); reported are the test rows of
-movielens, and of the splits 0 to 9.  Of the six numbers about an e-mail in spam7 the same six often stand in train too
-(396 of 921 test rows of split 0): all that learn from them have the use of that, the classical methods as well.
+Its settings were chosen on val (movielens, concrete) or on the splits 10 and 11 (credit, spam7); reported are the test
+rows of the former, and of the splits 0 to 9 of the latter.  The six numbers about an e-mail in spam7 often stand in
+train too (396 of 921 test rows of split 0): all that learn from them have the use of that, classical methods too.
+The reach on concrete was set after measuring.
 """
 
 import numpy as np
 from rows import SEEDS, SPLITS, Row, above_logistic, auroc, fitted
-from sklearn.linear_model import LogisticRegression
+from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from neurofleet.data import ParquetDataModule
 
@@ -43,8 +45,11 @@ def majority(data: ParquetDataModule) -> float:
 
 
 LOGISTIC = ("logistic regression", fitted(lambda: LogisticRegression(max_iter=3000)))
+LINEAR = ("linear regression", fitted(LinearRegression))
+BOOSTING = ("gradient boosting", fitted(lambda: GradientBoostingRegressor(random_state=0)))
 ROWS = (
     Row(("experiment=movielens_mlp",), SEEDS, "rmse", 0.94, (("biases", biases), ("the mean", constant)), lower=True),
+    Row(("experiment=concrete_mlp",), SEEDS, "r2", 0.92, (LINEAR, BOOSTING)),
     Row(("experiment=credit_mlp",), SPLITS, "auroc", 0.83, (("logistic regression", auroc),)),
     Row(("experiment=spam7_mlp",), SPLITS, "accuracy", 0.86, (LOGISTIC, ("the larger class", majority))),
     Row(("experiment=spam7_mlp",), SPLITS, "auroc", 0.90, (("logistic regression", auroc),)),
