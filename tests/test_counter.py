@@ -218,3 +218,11 @@ def test_normal_numbers_are_those_of_uniform_ones_whatever_the_dtype_or_stack() 
     keys = torch.tensor([9, 11], dtype=torch.int32)
     stacked = torch.func.vmap(lambda key: counter.normal(key, ROWS, (7,), torch.float64))(keys)
     assert torch.equal(stacked[0], draws)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_dtypes_get_numbers_that_they_could_not_hold(dtype: torch.dtype) -> None:
+    rows = torch.arange(4096, dtype=torch.int32)
+    for draw in (counter.uniform, counter.normal):
+        assert torch.equal(draw(7, rows, (5,), dtype), draw(7, rows, (5,)))
+    assert counter.uniform(7, rows, (5,), dtype).max() < 1

@@ -81,17 +81,25 @@ def _words(key: Key, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     return words.reshape(-1, *shape)
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
 def uniform(key: Key, rows: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Numbers in [0, 1) with 24 bits each, equal in every dtype: shape [len(rows), *shape]."""
-    return (_words(key, rows, shape) >> 8).to(dtype).mul_(2.0**-24).add_(0.5)
+    """Numbers in [0, 1) with 24 bits each, equal in every dtype: shape [len(rows), *shape].
+
+    Narrower dtypes than float32 could not hold them (bfloat16 would round some to 1), so they get float32.
+    """
+    return (_words(key, rows, shape) >> 8).to(_wide(dtype)).mul_(2.0**-24).add_(0.5)
 
 
 def normal(key: Key, rows: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal numbers by the inverse of the distribution function, none beyond 5.5: shape [len(rows), *shape].
 
-    Each takes the middle of one of 2^24 equal parts of the probability, which every dtype holds exactly.
+    Each takes the middle of one of 2^24 equal parts of the probability, which float32 holds exactly; that is what
+    narrower dtypes get.
     """
-    middles = (_words(key, rows, shape) >> 8).to(dtype).add_(0.5).mul_(2.0**-23)
+    middles = (_words(key, rows, shape) >> 8).to(_wide(dtype)).add_(0.5).mul_(2.0**-23)
     return middles.erfinv_().mul_(math.sqrt(2))
 
 

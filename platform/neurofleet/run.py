@@ -89,6 +89,8 @@ def plan(experiment: Experiment) -> Plan:
         log_every_n_steps=config.log_every_n_steps,
         gradient_clip_val=config.gradient_clip_val,
     )
+    if experiment["launcher"].get("strategy") == "fsdp":
+        workers.need_shardable(family)
     family.automatic_optimization = False
     return Plan(experiment, config, data, family, supply)
 
@@ -124,7 +126,7 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
         trainer = workers.trainer(workers.device_type(planned.config, group), planned.config.precision, stopper, group)
         watch = _watch(planned, folder, tracker, stopper, trainer.strategy.root_device, group)
         family = planned.family.to(trainer.strategy.root_device)
-        family.start(watch.loader.tensors)
+        family.start_together(watch.loader.tensors)
         if group.size > 1 and experiment["launcher"].get("strategy") == "fsdp":
             workers.shard(family, group)
         if resume and checkpoint.exists(watch.folder):
@@ -209,19 +211,21 @@ def _test(trainer: pl.Trainer, family: Family, test: Iterable[Batch] | None) -> 
 
 
 def _leave(folder: Path, planned: Plan, watch: Watch) -> None:
-    """What a run leaves behind for figures, releases and readers; every worker helps, since weights may be sharded."""
+    """What a run leaves behind for figures, releases and readers, what is dearest first; every worker helps, since
+    weights may be sharded."""
     family = planned.family.eval()
-    with torch.inference_mode():
-        # Pictures of weights need whole ones.
-        exhibit = not checkpoint.is_sharded(family)
-        predictions, shown = planned.supply.leave(watch.loader, watch.history, exhibit=exhibit)
-    exhibits = {f"{picture}/{name}": array for picture, arrays in shown.items() for name, array in arrays.items()}
     weights = checkpoint.gathered(family.state_dict())
     if watch.writer:
-        checkpoint.save_weights(folder / "exhibits.safetensors", exhibits)
         checkpoint.save_weights(folder / "weights.safetensors", weights)
-        checkpoint.save_weights(folder / "predictions.safetensors", predictions)
         checkpoint.write(folder / "history.json", json.dumps(watch.history).encode())
+    with torch.inference_mode():
+        # Pictures of weights need whole ones.
+        exhibit = watch.writer and not checkpoint.is_sharded(family)
+        predictions, shown = planned.supply.leave(watch.loader, watch.history, exhibit=exhibit)
+    exhibits = {f"{picture}/{name}": array for picture, arrays in shown.items() for name, array in arrays.items()}
+    if watch.writer:
+        checkpoint.save_weights(folder / "exhibits.safetensors", exhibits)
+        checkpoint.save_weights(folder / "predictions.safetensors", predictions)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neurofleet.data import EnvironmentDataModule, ParquetDataModule
 from neurofleet.data.acting import ActingLoader, acting_loader
-from neurofleet.data.episodes import HeldOutEpisodes, film, greedy_history
+from neurofleet.data.episodes import HeldOutEpisodes, film, frame, greedy_history
 from neurofleet.families._agent import Agent
 from neurofleet.families._base import Family
 from neurofleet.loaders import ChunkLoader, HeldOut, Loader
@@ -84,6 +84,8 @@ class EpisodeSupply(Supply):
 
     def __init__(self, data: EnvironmentDataModule, agent: Agent, dtype: torch.dtype) -> None:
         self.data, self.agent, self.dtype = data, agent, dtype
+        if data.animate:  # better now than when the agent has learnt
+            frame(data)
         self.steps_per_epoch = agent.collection.updates(data.steps_per_epoch, data.num_environments, data.batch_size)
 
     def loader(self, device: torch.device, **settings: Any) -> Loader:
@@ -96,12 +98,14 @@ class EpisodeSupply(Supply):
 
     def leave(self, loader: Loader, history: Sequence[dict[str, float]], *, exhibit: bool) -> tuple[Tensors, Exhibits]:
         assert isinstance(loader, ActingLoader)
-        predictions, animation = film(self.data, self.agent, dtype=self.dtype, device=self.agent.device)
+        predictions, animation = film(
+            self.data, self.agent, dtype=self.dtype, device=self.agent.device, animate=self.data.animate and exhibit
+        )
         curve = {
             "episode_steps": torch.tensor([steps for steps, _, _ in loader.ended], dtype=torch.float64),
             "episode_returns": torch.tensor([one for _, one, _ in loader.ended], dtype=torch.float64),
         }
-        shown = {"return_curve": curve | greedy_history(history), "animation": animation}
+        shown = {"return_curve": curve | greedy_history(history), "animation": animation} if exhibit else {}
         return predictions, {picture: arrays for picture, arrays in shown.items() if arrays}
 
 

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.trainer.states import TrainerFn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from neurofleet.errors import ConfigError
 from neurofleet.families._base import Family
@@ -88,22 +88,35 @@ def trainer(accelerator: str, precision: str, stopper: EarlyStopping | None, gro
 
 
 def shard(family: Family, group: Group) -> None:
-    """Fully sharded data parallelism (Zhao et al. 2023): every layer's parameters are split over the workers.
+    """Fully sharded data parallelism (Zhao et al. 2023): every layer's parameters are split over the workers."""
+    family.to(memory_format=torch.contiguous_format)  # channels-last weights cannot be sharded yet (torch 2.13)
+    mesh = init_device_mesh(family.device.type, (group.size,))
+    for layer in _layers(family):
+        if any(True for _ in layer.parameters()):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(family, mesh=mesh)
+    register_fsdp_forward_method(family, "objective")  # else the first layer that is called takes itself for the root
 
-    Raises:
-        ConfigError: the optimizer has a fused kernel that does not know shards.
-    """
+
+def _layers(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    for child in module.children():
+        if isinstance(child, torch.nn.ModuleList):
+            yield from _layers(child)
+        else:
+            yield child
+
+
+def need_shardable(family: Family) -> None:
+    """Raise ConfigError unless a family with its optimizer can be sharded: a layer is whole only while it is called."""
+    if not family.shardable or any(True for _ in family.parameters(recurse=False)):
+        raise ConfigError(
+            f"launcher.strategy=fsdp needs a family that is layers alone, and {type(family).__name__} takes weights by "
+            "another way, too; set launcher.strategy=ddp"
+        )
     optimizer = family.recipe.optimizer([torch.nn.Parameter(torch.zeros(1))])
     if optimizer.defaults.get("fused") and not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         name = type(optimizer).__name__
         raise ConfigError(f"launcher.strategy=fsdp needs an unfused {name}, got optimizer.fused=true; set it to false")
-    family.to(memory_format=torch.contiguous_format)  # channels-last weights cannot be sharded yet (torch 2.13)
-    mesh = init_device_mesh(family.device.type, (group.size,))
-    for layer in family.children():
-        for module in layer.children() if isinstance(layer, torch.nn.ModuleList) else [layer]:
-            if any(True for _ in module.parameters()):
-                fully_shard(module, mesh=mesh)
-    fully_shard(family, mesh=mesh)
 
 
 @contextlib.contextmanager

@@ -208,6 +208,22 @@ def test_a_context_that_does_not_measure_gets_the_same_loss(case: Case) -> None:
     assert torch.equal(silent.loss, family.objective(case.batch, context).loss)
 
 
+def test_half_the_bits_do_not_end_in_nan(case: Case) -> None:
+    """Ten steps of bf16-mixed precision, whose numbers have eight bits: nothing random may be rounded to infinity."""
+    family = case.build().float()
+    batch = tuple(tensor.float() if tensor.is_floating_point() else tensor for tensor in case.batch)
+    optimizer = torch.optim.Adam([one for one in family.parameters() if one.requires_grad], lr=1e-3)
+    for step in range(10):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            objective = family.objective(batch, case.context(step=step, progress=step / 10))
+        assert bool(torch.isfinite(objective.loss))
+        objective.loss.backward()
+        optimizer.step()
+        family.update_buffers(objective.buffers)
+    assert all(bool(torch.isfinite(one).all()) for one in family.parameters())
+
+
 def test_every_parameter_learns(case: Case) -> None:
     """At some time in training: a deep belief network's layers have theirs one after another."""
     family = case.build()

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from neurofleet import checkpoint, paths
 from neurofleet import experiment as experiments
-from neurofleet.run import run
+from neurofleet.errors import ConfigError
+from neurofleet.run import plan, run
 from neurofleet.spec import DataSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,19 @@ OWN = {  # a memory that overflows, and rollouts that are cut within
     "dqn": [*AGENT, "family.replay={capacity: 150, warmup: 64, steps_per_update: 16}", "family.num_steps=3"],
     "ppo": [*AGENT, "family.rollout={num_steps: 32, num_epochs: 2}"],
 }
+SHARDED = ("launcher=ray", "launcher.strategy=fsdp", "optimizer=adamw")
 CUT = "trainer.checkpoint.every_n_steps=3"
+# Ways to learn that differ in what is random, or in what is kept beside the weights.
+VARIANTS = {
+    "autoencoder-denoising": ["data=digits", BATCH, "family.variant=denoising"],
+    "autoencoder-variational": ["data=digits", BATCH, "family.variant=variational"],
+    "dbn-persistent": ["data=digits", BATCH, "family.num_chains=20"],
+    "gan-wasserstein": ["data=digits", BATCH, "family.loss=wasserstein", "family.penalty_every=2"],
+    "ppo-continuous": ["data=env/pendulum", *OWN["ppo"]],
+    "rnn-language": ["data=pydoc_topics", "data.batch_size=1000", "trainer.max_epochs=1"],
+    "spiking-rate": ["data=digits", BATCH, "family.coding=rate"],
+}
+EVERY = [*FAMILIES, *VARIANTS]
 
 
 def accepts(family: str, data: str) -> bool:
@@ -42,10 +55,11 @@ def accepts(family: str, data: str) -> bool:
     return family in experiments.fitting_families(DataSpec.load(paths.data() / data / "spec.json"))
 
 
-def composed(family: str) -> dict[str, Any]:
-    data = next(name for name in FIRST if accepts(family, name))
-    own = OWN.get(family, [BATCH])
-    return experiments.compose([f"family={family}", f"data={data}", *COMMON, CUT, *own])
+def composed(name: str, *overrides: str) -> dict[str, Any]:
+    if name in VARIANTS:
+        return experiments.compose([f"family={name.split('-')[0]}", *COMMON, CUT, *VARIANTS[name], *overrides])
+    data = next(data for data in FIRST if accepts(name, data))
+    return experiments.compose([f"family={name}", f"data={data}", *COMMON, CUT, *OWN.get(name, [BATCH]), *overrides])
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -56,6 +70,15 @@ def difference(first: Path, second: Path) -> float:
     left, right = weights(first), weights(second)
     assert set(left) == set(right)
     return max(float((left[name].double() - right[name].double()).abs().max()) for name in left)
+
+
+def shardable(name: str) -> bool:
+    try:
+        plan(composed(name, *SHARDED))
+    except ConfigError as error:
+        assert "set launcher.strategy=ddp" in str(error)  # noqa: PT017  # there is no other way to ask
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +99,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each family, where it was trained by two workers."""
     folder = tmp_path_factory.mktemp("shared")
-    jobs = [{"experiment": composed(family), "folder": str(folder / family), "num_workers": 2} for family in FAMILIES]
+    each = [(name, composed(name)) for name in EVERY]
+    each += [(f"{name}-sharded", composed(name, *SHARDED)) for name in FAMILIES if shardable(name)]
+    jobs = [{"experiment": one, "folder": str(folder / name), "num_workers": 2} for name, one in each]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     command = [sys.executable, str(ROOT / "tests" / "run_groups.py"), str(folder / "jobs.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
@@ -85,7 +110,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_two_workers_end_with_the_weights_of_one(family: str, alone: Callable[[str], Path], shared: Path) -> None:
     assert difference(alone(family), shared / family) < 1e-9
     mine, theirs = (json.loads((folder / "history.json").read_text()) for folder in (alone(family), shared / family))
@@ -93,8 +118,22 @@ def test_two_workers_end_with_the_weights_of_one(family: str, alone: Callable[[s
         assert other == pytest.approx(row, rel=1e-6, abs=1e-9)
 
 
+SHARDING = {"autoencoder", "capsule", "cnn", "mlp", "rnn", "siamese", "spiking", "transformer"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
+def test_layers_split_over_workers_end_with_the_weights_of_one(
+    family: str, alone: Callable[[str], Path], shared: Path
+) -> None:
+    folder = shared / f"{family}-sharded"
+    assert folder.exists() is (family in SHARDING)
+    if family in SHARDING:
+        assert difference(alone(family), folder) < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", EVERY)
 def test_a_cut_run_ends_with_the_weights_of_a_whole_one(
     family: str, alone: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -242,7 +242,9 @@ def test_a_film_shows_an_episode() -> None:
     config = experiments.compose(["data=env/cartpole"])
     made = experiments.build_data(config)
     assert isinstance(made, EnvironmentDataModule)
-    predictions, animation = film(made, Cyclic(ROLLOUTS, made), dtype=torch.float32, device=torch.device("cpu"))
+    predictions, animation = film(
+        made, Cyclic(ROLLOUTS, made), dtype=torch.float32, device=torch.device("cpu"), animate=True
+    )
     length = len(animation["rewards"])
     assert 5 <= length <= 30, "always to the left"
     assert predictions["observations"].shape == (length, 4)

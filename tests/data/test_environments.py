@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from neurofleet import experiment as experiments
-from neurofleet.data import EnvironmentDataModule
+from neurofleet.data import EnvironmentDataModule, encode
 from neurofleet.data.lanes import Lanes
 from neurofleet.errors import CheckpointError, ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "data" / "env"
+UNNAMED = ("data.observation=null", "data.actions=null")
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
@@ -76,7 +77,9 @@ def test_the_digest_is_of_what_decides() -> None:
         ("data.num_environments=0", "data.num_environments needs a whole number of at least 1"),
         ("data.reward_scale=0.0", "data.reward_scale needs a number above 0"),
         ("data.actions=[left]", "data.actions needs 2 names for CartPole-v1, got 1"),
-        ("data.environment=Blackjack-v1", r"needs \d+ names"),
+        ("data.environment=Blackjack-v1 data.max_episode_steps=9", r"needs \d+ names"),
+        ("data.environment=CliffWalking-v1", r"needs a limit to its episodes; set data.max_episode_steps"),
+        ("data.max_episode_steps=0", "data.max_episode_steps needs a whole number of at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused(override: str, message: str) -> None:
@@ -84,8 +87,25 @@ def test_what_cannot_be_is_refused(override: str, message: str) -> None:
         _ = build("cartpole", *override.split()).spec
 
 
+@pytest.mark.parametrize("name", ["cartpole", "highway"])
+def test_an_episode_has_a_limit(name: str) -> None:
+    environment = build(name).make()
+    assert environment.spec is not None
+    assert environment.spec.max_episode_steps == {"cartpole": 500, "highway": 30}[name]
+    assert build(name, "data.max_episode_steps=7").digest != build(name).digest
+
+
+def test_images_are_seen_as_networks_take_them() -> None:
+    module = build("cartpole", "data.environment=CarRacing-v3", "+data.settings.continuous=false", *UNNAMED)
+    assert (module.spec.shape, module.spec.input_mean) == ((3, 96, 96), (127.5,) * 3)
+    raw = module.make().unwrapped.reset(seed=1)[0]
+    seen = module.make().reset(seed=1)[0]
+    assert (raw.shape, seen.dtype) == ((96, 96, 3), np.float32)
+    assert np.array_equal(encode(np.moveaxis(raw, 2, 0)[None], module.spec)[0].numpy(), seen), "as at serving time"
+
+
 def test_observations_of_other_spaces_are_flattened() -> None:
-    module = build("cartpole", "data.environment=Blackjack-v1", "data.observation=null", "data.actions=null")
+    module = build("cartpole", "data.environment=Blackjack-v1", "data.max_episode_steps=9", *UNNAMED)
     assert len(module.spec.shape) == 1
     assert module.spec.classes == ("action_0", "action_1")
 

@@ -1,4 +1,4 @@
-"""Encoders, decoders, pixels and fingerprints on their own."""
+"""Encoders, decoders and pixels on their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from neurofleet.errors import ConfigError
-from neurofleet.families._coders import ConvolutionalDecoder, ConvolutionalEncoder, Pixels, fingerprints, row_mean
+from neurofleet.families._coders import ConvolutionalDecoder, ConvolutionalEncoder, Pixels, row_mean
 from neurofleet.spec import DataSpec
 
 MakeSpec = Callable[..., DataSpec]
@@ -43,16 +43,6 @@ def test_white_is_the_brightest_training_pixel(make_spec: MakeSpec) -> None:
     pixels.start(inputs)
     torch.testing.assert_close(pixels(inputs), raw / 16)
     torch.testing.assert_close(pixels.standardised(raw / 16), inputs)
-
-
-def test_rows_have_numbers_of_their_own() -> None:
-    inputs = torch.randn(2000, 3, 4, generator=GENERATOR)
-    inputs[5, 1:] = torch.nan
-    found = fingerprints(inputs)
-    assert found.dtype is torch.int32
-    assert len(found.unique()) == 2000
-    assert torch.equal(fingerprints(inputs[3:9]), found[3:9])
-    assert torch.equal(fingerprints(inputs.double()), found)
 
 
 def test_a_mean_over_what_is_known() -> None:

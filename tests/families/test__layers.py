@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from neurofleet import counter
-from neurofleet.families._layers import Dropout, RandomAffine
+from neurofleet.families._layers import Dropout, RandomAffine, fingerprints, squared_distances
 from neurofleet.steps import Context
 
 MakeContext = Callable[..., Context]
@@ -87,3 +87,24 @@ def test_dropout_keeps_the_mean(rate: float, make_context: MakeContext) -> None:
     assert float(outputs.mean()) == pytest.approx(1, abs=5 * (rate / (1 - rate) / 1e5) ** 0.5 + 1e-15)
     for context in (None, make_context(200, training=False)):
         assert Dropout(rate, site=1)(inputs, context) is inputs
+
+
+def test_rows_have_numbers_of_their_own() -> None:
+    inputs = torch.randn(2000, 3, 4, generator=torch.Generator().manual_seed(0))
+    inputs[5, 1:] = torch.nan
+    found = fingerprints(inputs)
+    assert found.dtype is torch.int32
+    assert len(found.unique()) == 2000
+    assert torch.equal(fingerprints(inputs[3:9]), found[3:9])
+    assert torch.equal(fingerprints(inputs.double()), found)
+    tokens = torch.randint(0, 50, (500, 6), generator=torch.Generator().manual_seed(0))
+    assert len(fingerprints(tokens).unique()) > 495
+
+
+def test_distances_are_not_rounded_away_under_autocast() -> None:
+    rows = 100 + torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    wanted = torch.cdist(rows.double(), rows.double()).square()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = squared_distances(rows, rows)
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=0.2)  # of squares that are 80,000

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from neurofleet import counter
 from neurofleet import experiment as experiments
 from neurofleet.errors import ConfigError
-from neurofleet.families._coders import fingerprints
+from neurofleet.families._layers import fingerprints
 from neurofleet.families.autoencoder import NUM_DRAWS, Autoencoder
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Context

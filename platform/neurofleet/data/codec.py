@@ -37,7 +37,7 @@ def encode(table: pa.Table | pd.DataFrame | np.ndarray, spec: DataSpec, where: s
         return torch.from_numpy(values)
     # Pixels are exact in float32; a table's numbers may be large and close together, so float64 until standardised.
     exact: Any = np.float32 if spec.kind == "image" else np.float64
-    each = (1, -1) + (1,) * (len(spec.shape) - 1) if spec.kind == "image" else (-1,)
+    each = (-1, 1, 1) if len(spec.shape) == 3 else (-1,)  # channels first in images, last elsewhere
     mean = np.asarray(spec.input_mean, dtype=exact).reshape(each)
     std = np.asarray(spec.input_std, dtype=exact).reshape(each)
     standardised = (values.astype(exact, copy=False) - mean) / std

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import gymnasium
 
 PACKAGES = ("gymnasium", "highway_env")
+HALF_BYTE = 127.5
 RESERVED_SETTINGS = {"render_mode", "disable_env_checker", "max_episode_steps", "vectorization_mode"}
 
 
@@ -32,7 +33,8 @@ class EnvironmentDataModule:
     """An environment of `configs/data/env`.
 
     In: `name` of the data; `package` and `environment`, who registers it and gymnasium's id; `settings` of its
-    constructor; names of the numbers of an `observation` and of the `actions` (null: they are numbered);
+    constructor; `max_episode_steps`, after which an episode is cut (null: the environment's own limit); names of the
+    numbers of an `observation` and of the `actions` (null: they are numbered);
     `num_environments` that stand side by side; `steps_per_epoch`, over all of them, so that an epoch means something;
     `batch_size` rows per optimizer step; `num_episodes` of a validation, and of the test; `reward_scale`, a factor on
     what agents learn from (returns are reported without it); `animate`, whether an episode is drawn in the end.
@@ -46,6 +48,7 @@ class EnvironmentDataModule:
         package: str,
         environment: str,
         settings: Mapping[str, Any],
+        max_episode_steps: int | None,
         observation: Sequence[str] | None,
         actions: Sequence[str] | None,
         num_environments: int,
@@ -60,6 +63,7 @@ class EnvironmentDataModule:
             ("steps_per_epoch", steps_per_epoch),
             ("batch_size", batch_size),
             ("num_episodes", num_episodes),
+            ("max_episode_steps", 1 if max_episode_steps is None else max_episode_steps),
         ):
             if isinstance(count, bool) or count < 1:
                 raise ConfigError(f"data.{key} needs a whole number of at least 1, got {count!r}")
@@ -76,6 +80,7 @@ class EnvironmentDataModule:
         if not reward_scale > 0:
             raise ConfigError(f"data.reward_scale needs a number above 0, got {reward_scale!r}")
         self.name, self.package, self.environment, self.settings = name, package, environment, dict(settings)
+        self.max_episode_steps = max_episode_steps
         self.num_environments, self.steps_per_epoch = num_environments, steps_per_epoch
         self.batch_size, self.num_episodes = batch_size, num_episodes
         self.reward_scale, self.animate = float(reward_scale), animate
@@ -95,21 +100,32 @@ class EnvironmentDataModule:
                 if self.package != "gymnasium":
                     gymnasium.register_envs(importlib.import_module(self.package))
                 mode = "rgb_array" if render else None
-                made = gymnasium.make(self.environment, disable_env_checker=True, render_mode=mode, **self.settings)
+                made = gymnasium.make(
+                    self.environment,
+                    max_episode_steps=self.max_episode_steps,
+                    disable_env_checker=True,
+                    render_mode=mode,
+                    **self.settings,
+                )
             except ImportError as error:
                 raise ConfigError(
                     f"data.environment={self.environment} needs what is not installed ({error}); "
                     "install it with: pip install 'neurofleet[agents]'"
                 ) from error
-            except Exception as error:  # noqa: BLE001  of whatever kind others' constructors refuse a setting with
+            except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 raise ConfigError(
                     f"data.environment={self.environment} cannot be made with these settings ({reason})"
                 ) from error
+        if made.spec is None or made.spec.max_episode_steps is None:  # an agent that walks into a wall for ever
+            raise ConfigError(f"{self.environment} needs a limit to its episodes; set data.max_episode_steps")
         space = made.observation_space
-        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) not in (1, 3):
+        if not isinstance(space, gymnasium.spaces.Box):
             return gymnasium.wrappers.FlattenObservation(made)
-        return made
+        if len(space.shape) == 3 and space.dtype == np.uint8:  # [Y,X,C], as images are drawn
+            seen = gymnasium.spaces.Box(-1, 1, (space.shape[2], *space.shape[:2]), np.float32)
+            return gymnasium.wrappers.TransformObservation(made, _standardised, seen)
+        return made if len(space.shape) == 1 else gymnasium.wrappers.FlattenObservation(made)
 
     @cached_property
     def _spaces(self) -> tuple[Any, Any]:
@@ -120,9 +136,9 @@ class EnvironmentDataModule:
     @cached_property
     def spec(self) -> DataSpec:
         """`num_rows` are steps of an epoch in train, and episodes in val and test."""
-        import gymnasium
-
         observations, actions = self._spaces
+        import gymnasium  # after `make`, which says so where it is not installed
+
         discrete = isinstance(actions, gymnasium.spaces.Discrete)
         if not discrete and not (isinstance(actions, gymnasium.spaces.Box) and len(actions.shape) == 1):
             raise ConfigError(f"agents need one of several actions, or a row of numbers; {self.name} has {actions}")
@@ -130,6 +146,8 @@ class EnvironmentDataModule:
         names = self._named("observation", self._names[0], num_inputs)
         acts = self._named("actions", self._names[1], int(actions.n if discrete else actions.shape[0]))
         middle, half = ([], []) if discrete else _range(actions)
+        image = len(observations.shape) == 3
+        channels = observations.shape[0] if image else num_inputs
         return DataSpec(
             name=self.name,
             kind="environment",
@@ -141,8 +159,8 @@ class EnvironmentDataModule:
             vocabulary=(),
             tokenizer="",
             cardinalities=(),
-            input_mean=(0.0,) * observations.shape[-1],
-            input_std=(1.0,) * observations.shape[-1],
+            input_mean=(HALF_BYTE if image else 0.0,) * channels,
+            input_std=(HALF_BYTE if image else 1.0,) * channels,
             target_mean=tuple(middle),
             target_std=tuple(half),
             split="official",
@@ -162,7 +180,8 @@ class EnvironmentDataModule:
         """Of all that decides how the environment behaves, as far as it can be known from outside; as long as those of
         datasets."""
         spec = self.spec
-        decides = (spec.source, importlib.metadata.version("gymnasium"), self.settings, spec.shape, spec.num_outputs)
+        settings = self.settings | {"max_episode_steps": self.max_episode_steps}
+        decides = (spec.source, importlib.metadata.version("gymnasium"), settings, spec.shape, spec.num_outputs)
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
@@ -177,6 +196,11 @@ class EnvironmentDataModule:
             return actions.astype(np.int64) + space.start
         values = np.asarray(self.spec.target_mean) + np.asarray(self.spec.target_std) * actions
         return np.clip(values, space.low, space.high).astype(space.dtype)
+
+
+def _standardised(image: np.ndarray) -> np.ndarray:
+    """[Y,X,C] bytes to [C,Y,X] in [-1, 1], what a network takes."""
+    return (np.moveaxis(image, 2, 0).astype(np.float32) - HALF_BYTE) / HALF_BYTE
 
 
 def _names_in(settings: Any) -> Iterator[str]:

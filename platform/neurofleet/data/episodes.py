@@ -74,25 +74,22 @@ class HeldOutEpisodes:
 
 @torch.no_grad()
 def film(
-    module: EnvironmentDataModule, agent: Actor, *, dtype: torch.dtype, device: torch.device
+    module: EnvironmentDataModule, agent: Actor, *, dtype: torch.dtype, device: torch.device, animate: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The first test episode: {observations [T,*shape], outputs [T,...]} of each step, and for the animation
-    {frames uint8 [F,height,width,3], rewards [T]}, or nothing where `data.animate` is off.
-
-    Raises:
-        ConfigError: the environment draws no pictures, or lacks what it draws them with.
-    """
-    environment = module.make(render=module.animate)
-    limit = environment.spec.max_episode_steps if environment.spec is not None else None
-    every = max((limit or 10 * NUM_FRAMES) // NUM_FRAMES, 1)
+    {frames uint8 [F,height,width,3], rewards [T]}, or nothing without `animate`."""
+    environment = module.make(render=animate)
+    assert environment.spec is not None
+    assert environment.spec.max_episode_steps is not None
+    every = -(-environment.spec.max_episode_steps // NUM_FRAMES)
     seen, _ = environment.reset(seed=seeds("test", 1)[0])
     told: dict[str, list[Tensor]] = {"observations": [], "outputs": []}
     frames: list[np.ndarray] = []
     rewards: list[float] = []
     over = False
     while not over:
-        if module.animate and len(rewards) % every == 0:
-            frames.append(_frame(module, environment.render()))
+        if animate and len(rewards) % every == 0:
+            frames.append(_small(environment.render()))
         observations = torch.tensor(np.asarray(seen)[None], dtype=dtype, device=device)
         outputs = agent(observations)
         command = module.commands(agent.greedy(observations).cpu().numpy())[0, ...]
@@ -103,15 +100,34 @@ def film(
         over = bool(terminated or truncated)
     environment.close()
     predictions = {name: torch.cat(column) for name, column in told.items()}
-    if not module.animate:
+    if not animate:
         return predictions, {}
     return predictions, {"frames": torch.from_numpy(np.stack(frames)), "rewards": torch.tensor(rewards)}
 
 
-def _frame(module: EnvironmentDataModule, picture: object) -> np.ndarray:
+def frame(module: EnvironmentDataModule) -> np.ndarray:
+    """What an episode looks like when it begins, uint8 [height,width,3].
+
+    Raises:
+        ConfigError: the environment draws no pictures, or lacks what it draws them with.
+    """
+    environment = module.make(render=True)
+    try:
+        environment.reset(seed=0)
+        return _small(environment.render())
+    except Exception as error:  # of whatever kind an environment's own is
+        raise ConfigError(
+            f"data.animate needs pictures, and {module.environment} draws none ({type(error).__name__}: {error}); "
+            "set data.animate=false"
+        ) from error
+    finally:
+        environment.close()
+
+
+def _small(picture: object) -> np.ndarray:
     """A picture [height,width,3], made smaller by the mean of squares of pixels."""
     if not isinstance(picture, np.ndarray) or picture.ndim != 3:
-        raise ConfigError(f"{module.environment} draws no pictures; set data.animate=false")
+        raise TypeError(f"needs an array of three axes, got {type(picture).__name__}")
     by = max(-(-max(picture.shape[:2]) // FRAME_SIDE), 1)
     height, width = (side // by for side in picture.shape[:2])
     squares = picture[: height * by, : width * by].reshape(height, by, width, by, -1)

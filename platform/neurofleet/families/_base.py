@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from neurofleet.errors import ConfigError, MismatchError
+from neurofleet.families._layers import fingerprints
 from neurofleet.schedule import Schedule
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Chunk, ChunkResult, Context, run_chunk
@@ -78,6 +79,7 @@ class Family(pl.LightningModule, ABC):
 
     kinds: ClassVar[frozenset[str]]  # the DataSpec kinds and tasks that the family accepts
     tasks: ClassVar[frozenset[str]]
+    shardable: ClassVar[bool] = True  # whether its layers may be split over workers, each whole only while it is called
     output_names: tuple[str, ...] | None = None  # of the columns of `forward`, where they do not follow from the task
 
     def __init__(self, *, spec: DataSpec) -> None:
@@ -110,6 +112,14 @@ class Family(pl.LightningModule, ABC):
         A resumed run calls it too, before it puts its own weights back: so what a family keeps of the rows outside of
         its weights (a siamese network's references) is there again.
         """
+
+    def start_together(self, batch: Batch) -> None:
+        """`start`, after which all workers have the first one's weights: each may have seen other rows, and on a GPU
+        the order of sums is not fixed."""
+        self.start(batch)
+        if dist.is_initialized():
+            for tensor in (*self.parameters(), *self.buffers()):
+                dist.broadcast(tensor.detach(), 0)
 
     def exhibits(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """What to look at after training, given test rows: for each picture (a module of `neurofleet.figures`) the
@@ -183,7 +193,7 @@ class Family(pl.LightningModule, ABC):
                 num_rows += len(batch[0])
                 if num_rows >= STARTING_ROWS:
                     break
-            self.start(tuple(torch.cat(column) for column in zip(*batches, strict=True)))
+            self.start_together(tuple(torch.cat(column) for column in zip(*batches, strict=True)))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.update_buffers(self._new_buffers)
@@ -192,10 +202,10 @@ class Family(pl.LightningModule, ABC):
     def _context(self, batch: Batch, step: int, *, training: bool) -> Context:
         """The context of a batch that is not a chunk's: a stock DataLoader's, or held-out data."""
         size = len(batch[0])
+        if not training:  # what is drawn for a row follows from the row, whichever worker and batch it is in
+            return Context(0, 0, 1.0, fingerprints(batch[0]), training, measure=True)
         rows = torch.arange(size, dtype=torch.int32, device=batch[0].device) + size * self.global_rank
-        progress = min(step / self.recipe.num_steps, 1.0) if training else 1.0
-        seed = self.recipe.seed if training else 0
-        return Context(seed, step, progress, rows, training, measure=True)
+        return Context(self.recipe.seed, step, min(step / self.recipe.num_steps, 1.0), rows, training, measure=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val")

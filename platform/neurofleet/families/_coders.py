@@ -12,7 +12,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from neurofleet import counter
 from neurofleet.errors import ConfigError
 from neurofleet.families._layers import numbers
 from neurofleet.spec import DataSpec
@@ -164,10 +163,3 @@ def row_mean(values_BN: Tensor, known_BN: Tensor | None) -> Tensor:
     if known_BN is None:
         return values_BN.mean(dim=1)
     return (values_BN * known_BN).sum(dim=1) / known_BN.sum(dim=1).clamp(min=1)
-
-
-def fingerprints(inputs: Tensor) -> Tensor:
-    """int32 [B], numbers of rows that follow from their inputs alone (and wrap around)."""
-    words_BN = (numbers(inputs) * 1024).round().to(torch.int32)
-    factors_N = counter.fold(0, torch.arange(words_BN.shape[1], dtype=torch.int32, device=inputs.device))
-    return (words_BN * factors_N).sum(dim=1).to(torch.int32)

@@ -43,6 +43,23 @@ def numbers(inputs: Tensor) -> Tensor:
     return torch.nan_to_num(inputs.flatten(1))
 
 
+def fingerprints(inputs: Tensor) -> Tensor:
+    """int32 [B], numbers of rows that follow from their inputs alone (and wrap around)."""
+    words_BN = (numbers(inputs) * 1024).round().to(torch.int32)
+    factors_N = counter.fold(0, torch.arange(words_BN.shape[1], dtype=torch.int32, device=inputs.device))
+    return (words_BN * factors_N).sum(dim=1).to(torch.int32)
+
+
+def squared_distances(rows_BF: Tensor, others_UF: Tensor) -> Tensor:
+    """[B, U] by one matrix product, in float32 at least whatever autocast says, since little may be left of two large
+    numbers; where nothing is, rounding may take it below zero."""
+    with torch.autocast(rows_BF.device.type, enabled=False):
+        dtype = torch.promote_types(torch.promote_types(rows_BF.dtype, others_UF.dtype), torch.float32)
+        rows_BF, others_UF = rows_BF.to(dtype), others_UF.to(dtype)
+        cross_BU = torch.addmm(rows_BF.square().sum(1, keepdim=True), rows_BF, others_UF.T, alpha=-2)
+        return cross_BU + others_UF.square().sum(1)
+
+
 class Dropout(nn.Module):
     """Inverted dropout (Srivastava et al. 2014) whose mask is a function of (seed, step, site, global row)."""
 

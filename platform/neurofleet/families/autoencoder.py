@@ -33,10 +33,9 @@ from neurofleet.families._coders import (
     DenseDecoder,
     DenseEncoder,
     Pixels,
-    fingerprints,
     row_mean,
 )
-from neurofleet.families._layers import RandomAffine, activation_by_name
+from neurofleet.families._layers import RandomAffine, activation_by_name, fingerprints
 from neurofleet.families._unsupervised import UnsupervisedFamily
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context

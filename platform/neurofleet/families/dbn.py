@@ -63,6 +63,7 @@ class DBN(StartsFromInputs):
     augmentation:       degrees, scale, translation of random affine distortions of images in training; zeros for none
     """
 
+    shardable = False
     centre: Tensor  # [V] of the lowest units; those above have a half
 
     kinds: ClassVar[frozenset[str]] = frozenset({"tabular", "image", "sequence"})

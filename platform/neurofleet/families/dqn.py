@@ -39,6 +39,7 @@ class DQN(Agent):
     replay:       capacity, warmup, steps_per_update; see `neurofleet.experience.Replay`
     """
 
+    shardable = False
     output_names: tuple[str, ...]
 
     def __init__(

@@ -33,7 +33,7 @@ from neurofleet import counter
 from neurofleet.errors import ConfigError, nearest
 from neurofleet.families._base import Objective
 from neurofleet.families._generators import ImageGenerator, networks
-from neurofleet.families._layers import RandomAffine, numbers
+from neurofleet.families._layers import RandomAffine, numbers, squared_distances
 from neurofleet.families._unsupervised import UnsupervisedFamily
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
@@ -64,6 +64,7 @@ class GAN(UnsupervisedFamily):
     augmentation:     degrees, scale, translation of random affine distortions of real and generated images
     """
 
+    shardable = False
     output_names = ("critic",)
     spread: Tensor
     grid: Tensor
@@ -251,8 +252,7 @@ def _flat(name: str) -> str:
 
 def _distances(first_BF: Tensor, second_SF: Tensor) -> Tensor:
     """Euclidean, [B, S]."""
-    squares = first_BF.square().sum(1, keepdim=True) + second_SF.square().sum(1) - 2 * first_BF @ second_SF.mT
-    return squares.clamp(min=0).sqrt()
+    return squared_distances(first_BF, second_SF).clamp(min=0).sqrt()
 
 
 def _mean_of_pairs(distances_SS: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ class PPO(Agent):
     rollout:        num_steps, num_epochs; see `neurofleet.experience.Rollouts`
     """
 
+    shardable = False
     rollout_keys: ClassVar[frozenset[str]] = frozenset({"num_steps", "num_epochs"})
 
     def __init__(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from neurofleet import counter
 from neurofleet.errors import ConfigError
-from neurofleet.families._layers import numbers
+from neurofleet.families._layers import numbers, squared_distances
 from neurofleet.families._supervised import SupervisedFamily
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
@@ -84,13 +84,16 @@ class RBF(SupervisedFamily):
 
     def units(self, rows_NF: Tensor) -> Tensor:
         """What the Gaussian units say of rows, [N, U]."""
-        return torch.exp(squared_distances(rows_NF, self.centres) * (-0.5 * torch.exp(-2 * self.log_widths)))
+        return torch.exp(
+            squared_distances(rows_NF, self.centres).clamp_min(0) * (-0.5 * torch.exp(-2 * self.log_widths))
+        )
 
     def start(self, batch: Batch) -> None:
         inputs, targets = batch
         rows_NF, seed = numbers(inputs), self.recipe.seed
         with torch.no_grad():
-            centres_UF = k_means(self._sample(rows_NF, seed), len(self.centres), seed)
+            # On the CPU: sums on a GPU, whose order is not fixed, would not give every run of a seed the same centres.
+            centres_UF = k_means(self._sample(rows_NF, seed).cpu(), len(self.centres), seed)
             self.centres.copy_(centres_UF)
             distances_U = nearest_distances(centres_UF)
             self.log_widths.copy_((self.width * (distances_U.mean() if self.shared_width else distances_U)).log())
@@ -142,16 +145,10 @@ def _count(number: int, like: Tensor) -> Tensor:
     return torch.arange(number, dtype=torch.int32, device=like.device)
 
 
-def squared_distances(rows_NF: Tensor, centres_UF: Tensor) -> Tensor:
-    """[N, U] by one matrix product; rounding may take an exact hit below zero, hence the clamp."""
-    cross_NU = torch.addmm(rows_NF.square().sum(1, keepdim=True), rows_NF, centres_UF.T, alpha=-2)
-    return (cross_NU + centres_UF.square().sum(1)).clamp_min(0)
-
-
 def nearest_distances(centres_UF: Tensor) -> Tensor:
     """[U]: how far each centre is from the nearest other one, but a tenth of the mean distance at least: twins would
     have no width."""
-    distances_UU = squared_distances(centres_UF, centres_UF)
+    distances_UU = squared_distances(centres_UF, centres_UF).clamp_min(0)
     nearest_U = distances_UU.fill_diagonal_(torch.inf).amin(1).sqrt()
     least = 0.1 * nearest_U.mean()
     return nearest_U.clamp_min(least if least > 0 else 1.0)  # all are twins: any width will do
