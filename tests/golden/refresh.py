@@ -29,7 +29,7 @@ GOLDEN = {
     "dqn-cartpole": [*AGENT, "family=dqn", "family.num_steps=2", "family.target_rate=0.5", "family.target_every=10"],
     "ppo-cartpole": [*AGENT, "family=ppo", "family.entropy_weight=0.01"],
     "rbf-digits": [*COMMON, "family=rbf", "family.centres=30"],
-    "som-digits": [*COMMON, "family=som", "family.rows=5", "family.grid=hexagonal", "optimizer=sgd"],
+    "som-digits": [*COMMON, "family=som", "family.rows=5", "family.grid=hexagonal"],
     "spiking-digits": [*COMMON, "family=spiking", "family.architecture=convolutional", "family.channels=[8]",
                        "family.kernel_size=3", "family.hidden=[16]", "family.num_steps=4", "family.coding=rate"],
     "siamese-digits": [*COMMON, "family=siamese", "family@family.encoder=cnn", "family.turns=2",

@@ -78,5 +78,5 @@ class Agent(Family):
 
 def network_spec(spec: DataSpec, size: int) -> DataSpec:
     """The spec of a network from observations to `size` numbers; it sees them as the kind that has such a shape."""
-    kind = {1: "tabular", 2: "sequence", 3: "image"}[len(spec.shape)]
+    kind = "image" if len(spec.shape) == 3 else "tabular"
     return dataclasses.replace(embedding_spec(spec, size), kind=kind)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from neurofleet import counter
 from neurofleet.errors import ConfigError, nearest
+from neurofleet.spec import DataSpec
 from neurofleet.steps import Context
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -93,11 +94,16 @@ class RandomAffine:
         self.site = site
 
     @classmethod
-    def from_config(cls, augmentation: Mapping[str, float], site: int) -> RandomAffine:
+    def from_config(cls, augmentation: Mapping[str, float], spec: DataSpec, site: int) -> RandomAffine:
+        """Raises ConfigError for a wrong key or number, and where anything but images is to be distorted."""
         wanted = ("degrees", "scale", "translation")
         if set(augmentation) != set(wanted):
             got = ", ".join(map(str, augmentation)) or "none"
             raise ConfigError(f"family.augmentation needs the keys {', '.join(wanted)}, got {got}")
+        if spec.kind != "image" and any(augmentation.values()):
+            raise ConfigError(
+                f"family.augmentation needs images, got {spec.name}, which is {spec.kind}; set its numbers to 0.0"
+            )
         return cls(**augmentation, site=site)
 
     def __call__(self, images: Tensor, context: Context) -> Tensor:

@@ -14,14 +14,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from neurofleet.families._layers import squared_distances
+
 TINY = 1e-12
 ONE_SHOT_ROUNDS = 10  # each class's first row is the support, then its second, ...
 
 
 def distances(first_BE: Tensor, second_RE: Tensor) -> Tensor:
     """Euclidean, [B, R]."""
-    squares_BR = first_BE.square().sum(dim=1).unsqueeze(1) + second_RE.square().sum(dim=1)
-    return (squares_BR - 2 * first_BE @ second_RE.T).clamp(min=TINY).sqrt()
+    return squared_distances(first_BE, second_RE).clamp(min=TINY).sqrt()
 
 
 def mean_where(values: Tensor, chosen: Tensor, dims: int | tuple[int, ...]) -> Tensor:

@@ -92,7 +92,7 @@ class Autoencoder(UnsupervisedFamily):
     ) -> None:
         super().__init__(spec=spec)
         self.is_image = spec.kind == "image"
-        self._check(variant, architecture, hidden, code, reconstruction, squash_pixels, augmentation)
+        self._check(variant, architecture, hidden, channels, code, reconstruction, squash_pixels)
         for name, value in {"noise": noise, "sparsity": sparsity, "kl_weight": kl_weight}.items():
             if not value >= 0:
                 raise ConfigError(f"family.{name} needs a number >= 0, got {value}")
@@ -113,7 +113,7 @@ class Autoencoder(UnsupervisedFamily):
         learns_spread = variant == "variational" and reconstruction == "mse"
         self.log_spread = nn.Parameter(torch.zeros(())) if learns_spread else None  # of squared errors
         self.pixels = Pixels(spec)
-        self.distort = RandomAffine.from_config(augmentation, site=AFFINE_SITE)
+        self.distort = RandomAffine.from_config(augmentation, spec, site=AFFINE_SITE)
         self._aurocs: dict[str, BinaryAUROC] = {}
 
     def _check(
@@ -121,17 +121,18 @@ class Autoencoder(UnsupervisedFamily):
         variant: str,
         architecture: str,
         hidden: list[int],
+        channels: list[int],
         code: int,
         reconstruction: str,
         squash_pixels: bool,
-        augmentation: Mapping[str, float],
     ) -> None:
         known = {"variant": VARIANTS, "architecture": ("dense", "convolutional"), "reconstruction": ("mse", "bce")}
         for name, value in {"variant": variant, "architecture": architecture, "reconstruction": reconstruction}.items():
             if value not in known[name]:
                 raise ConfigError(f"family.{name} needs one of {', '.join(known[name])}, got {value!r}")
-        if code < 1 or any(units < 1 for units in hidden):
-            raise ConfigError(f"Autoencoder needs code and hidden of at least one unit, got {code} and {list(hidden)}")
+        for name, sizes in {"code": [code], "hidden": hidden, "channels": channels}.items():
+            if any(size < 1 for size in sizes):
+                raise ConfigError(f"family.{name} needs at least 1, got {', '.join(map(str, sizes))}")
         kind = f"got {self.spec.name}, which is {self.spec.kind}"
         if architecture == "convolutional" and not self.is_image:
             raise ConfigError(f"family.architecture=convolutional needs images, {kind}; set family.architecture=dense")
@@ -140,8 +141,6 @@ class Autoencoder(UnsupervisedFamily):
                 f"family.reconstruction=bce needs pixels and family.squash_pixels=true, {kind}, and "
                 f"squash_pixels={str(squash_pixels).lower()}; set family.reconstruction=mse"
             )
-        if any(augmentation.values()) and not self.is_image:
-            raise ConfigError(f"family.augmentation needs images, {kind}; set its numbers to 0.0")
 
     def start(self, batch: Batch) -> None:
         """A decoder that has learnt nothing says the mean of the training rows."""

@@ -141,7 +141,7 @@ class Capsule(SupervisedFamily):
         widths = [spec.num_outputs * capsule_size, *decoder, spec.num_inputs]
         self.decoder = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         self.reconstruction = reconstruction
-        self.distort = RandomAffine.from_config(augmentation, site=0)
+        self.distort = RandomAffine.from_config(augmentation, spec, site=0)
         self.to(memory_format=torch.channels_last)
 
     @staticmethod

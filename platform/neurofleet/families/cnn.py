@@ -72,7 +72,7 @@ class CNN(SupervisedFamily):
         self.dense = nn.Linear(num_features, hidden)
         self.readout = nn.Linear(hidden, spec.num_outputs)
         self.dropouts = nn.ModuleList(Dropout(dropout, site) for site in range(2))
-        self.distort = RandomAffine.from_config(augmentation, site=2)
+        self.distort = RandomAffine.from_config(augmentation, spec, site=2)
         self.activation = activation_by_name(activation)
         self.to(memory_format=torch.channels_last)  # 1.2 to 1.3 times as fast on CPUs, and what tensor cores want
 

@@ -32,11 +32,10 @@ from torch.nn import functional as F
 
 from neurofleet import counter
 from neurofleet.errors import ConfigError
-from neurofleet.families._augmentation import image_distortion
 from neurofleet.families._base import Objective
 from neurofleet.families._coders import Pixels
 from neurofleet.families._inner import StartsFromInputs
-from neurofleet.families._layers import Dropout, checked_rate, numbers
+from neurofleet.families._layers import Dropout, RandomAffine, checked_rate, numbers
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
 
@@ -102,7 +101,7 @@ class DBN(StartsFromInputs):
         self.dropouts = nn.ModuleList(Dropout(dropout, site) for site in range(len(hidden)))
         self.readout = nn.Linear(sizes[-1], spec.num_outputs)
         self.pixels = Pixels(spec) if self.is_image else None
-        self.distort = image_distortion(augmentation, spec, AFFINE_SITE)
+        self.distort = RandomAffine.from_config(augmentation, spec, AFFINE_SITE)
 
     @staticmethod
     def _check(

@@ -92,7 +92,9 @@ class GAN(UnsupervisedFamily):
             spec, noise=noise, hidden=hidden, channels=channels, patch=patch, norm=norm
         )
         self.distortions = tuple(
-            RandomAffine.from_config(augmentation if spec.kind == "image" else dict.fromkeys(augmentation, 0.0), site)
+            RandomAffine.from_config(
+                augmentation if spec.kind == "image" else dict.fromkeys(augmentation, 0.0), spec, site
+            )
             for site in (DISTORT_REAL, DISTORT_FAKE)
         )
         self.averages = nn.Module()

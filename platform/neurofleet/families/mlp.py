@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from neurofleet.errors import ConfigError
-from neurofleet.families._augmentation import image_distortion
-from neurofleet.families._layers import Dropout, activation_by_name, checked_rate, numbers
+from neurofleet.families._layers import Dropout, RandomAffine, activation_by_name, checked_rate, numbers
 from neurofleet.families._supervised import SupervisedFamily
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Context
@@ -59,7 +58,7 @@ class MLP(SupervisedFamily):
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
         checked_rate(dropout)  # even where no layer is left to drop from
         self.dropouts = nn.ModuleList(Dropout(dropout, site) for site in range(len(hidden)))
-        self.distort = image_distortion(augmentation, spec, site=len(hidden))
+        self.distort = RandomAffine.from_config(augmentation, spec, site=len(hidden))
         self.readout = nn.Linear(sizes[-1], spec.num_outputs)
         self.activation = activation_by_name(activation)
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from neurofleet.errors import ConfigError
 from neurofleet.families._base import Objective
-from neurofleet.families._layers import numbers
+from neurofleet.families._layers import numbers, squared_distances
 from neurofleet.families._unsupervised import UnsupervisedFamily
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
@@ -83,12 +83,12 @@ class SOM(UnsupervisedFamily):
         return ["loss", "quantization_error", "topographic_error"]
 
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
-        squared_B, winner_B = self._squared_distances(numbers(inputs)).min(dim=1)
+        squared_B, winner_B = squared_distances(numbers(inputs), self.units).min(dim=1)
         row_B, column_B = winner_B // self.columns, winner_B % self.columns
         return torch.stack([row_B.to(inputs.dtype), column_B.to(inputs.dtype), squared_B.clamp_min(0).sqrt()], dim=1)
 
     def objective(self, batch: Batch, context: Context) -> Objective:
-        squared_BU = self._squared_distances(numbers(batch[0]))
+        squared_BU = squared_distances(numbers(batch[0]), self.units)
         held_BU = squared_BU.detach()
         steps_BU = self.steps_UU[held_BU.argmin(dim=1)]
         radius = self._radius(context.progress if context.training else 1.0)
@@ -101,15 +101,10 @@ class SOM(UnsupervisedFamily):
 
     def errors(self, inputs: Tensor) -> dict[str, Tensor]:
         """The map's scores of each row: [B] each."""
-        return self._errors(self._squared_distances(numbers(inputs)))
+        return self._errors(squared_distances(numbers(inputs), self.units))
 
     def _radius(self, progress: float) -> float:
         return self.start_radius * (self.end_radius / self.start_radius) ** progress
-
-    def _squared_distances(self, rows_BF: Tensor) -> Tensor:
-        """[B, U] by one matrix product."""
-        cross_BU = torch.addmm(rows_BF.square().sum(1, keepdim=True), rows_BF, self.units.T, alpha=-2)
-        return cross_BU + self.units.square().sum(1)
 
     def _errors(self, squared_BU: Tensor) -> dict[str, Tensor]:
         nearest_B2, units_B2 = squared_BU.topk(2, dim=1, largest=False)
@@ -132,9 +127,9 @@ class SOM(UnsupervisedFamily):
         """How far neighbours are apart, the test rows that each unit wins (and the class that most of them have), and
         the map's layers of each input."""
         inputs, targets = batch
-        between_UU = self._squared_distances(self.units).clamp_min(0).sqrt()
+        between_UU = squared_distances(self.units, self.units).clamp_min(0).sqrt()
         near_UU = (self.steps_UU < SQUARED_REACH[self.grid]) & (self.steps_UU > 0)
-        winner_N = self._squared_distances(numbers(inputs)).argmin(dim=1)
+        winner_N = squared_distances(numbers(inputs), self.units).argmin(dim=1)
         hits: dict[str, Any] = {"hits": torch.bincount(winner_N, minlength=len(self.units))}
         if self.spec.task in ("binary", "multiclass"):
             classes_N = targets.reshape(len(targets)).long()

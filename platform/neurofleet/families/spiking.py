@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from neurofleet import counter
 from neurofleet.errors import ConfigError
-from neurofleet.families._augmentation import image_distortion
 from neurofleet.families._inner import StartsFromInputs
+from neurofleet.families._layers import RandomAffine
 from neurofleet.families._spikes import fire, gather
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
@@ -117,7 +117,7 @@ class Spiking(StartsFromInputs):
             normed = norm == "layer" and (convolutional or index > 0)
             self.norms.append(nn.LayerNorm(size) if normed else nn.Identity())
         self.readout = nn.Linear(sizes[-1], spec.num_outputs)
-        self.distort = image_distortion(augmentation, spec, DISTORTION)
+        self.distort = RandomAffine.from_config(augmentation, spec, DISTORTION)
         shape = (spec.shape[0], 1, 1) if spec.kind == "image" else (spec.shape[-1],)
         self.low: Tensor  # the range of the training rows' inputs, which codes are relative to
         self.high: Tensor

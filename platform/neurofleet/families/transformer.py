@@ -19,9 +19,8 @@ from torch.nn import functional as F
 from neurofleet import counter
 from neurofleet.errors import ConfigError
 from neurofleet.families._attention import SITES_PER_BLOCK, Block, attention_weights, rotary_turns
-from neurofleet.families._augmentation import image_distortion
 from neurofleet.families._language import LanguageFamily, sample
-from neurofleet.families._layers import Dropout, activation_by_name
+from neurofleet.families._layers import Dropout, RandomAffine, activation_by_name
 from neurofleet.families._recurrence import last_of
 from neurofleet.families._tokens import PatchTokens, StepTokens, TextTokens
 from neurofleet.spec import DataSpec
@@ -83,7 +82,7 @@ class Transformer(LanguageFamily):
         turns_2TK = rotary_turns(spec.shape[0], width // num_heads) if spec.kind == "text" else None
         self.register_buffer("turns_2TK", turns_2TK, persistent=False)
         self.drop_tokens, self.drop_pooled = Dropout(dropout, site=0), Dropout(dropout, site=1)
-        self.distort = image_distortion(augmentation, spec, site=2)
+        self.distort = RandomAffine.from_config(augmentation, spec, site=2)
         self.blocks = nn.ModuleList(
             Block(
                 width=width,

@@ -157,21 +157,17 @@ def _of_predictions(folder: Path, spec: DataSpec) -> Iterator[tuple[str, Drawing
         title = f"{spec.name}: {column}, test"
         if spec.task == "regression":
             mean, std = spec.target_mean[index], spec.target_std[index]
-            values = [(tensor[:, index].double() * std + mean).numpy() for tensor in (targets, outputs)]
-            yield (
-                f"predicted_vs_true{suffix}",
-                functools.partial(predicted_vs_true, *values, name=column, title=title),
-            )
+            true, predicted = (tensor[:, index].double() * std + mean for tensor in (targets, outputs))
+            drawing = functools.partial(predicted_vs_true, true.numpy(), predicted.numpy(), name=column, title=title)
+            yield f"predicted_vs_true{suffix}", drawing
             continue
         if spec.task == "multiclass":
             true, predicted, classes = targets, outputs.argmax(dim=1), spec.classes
         else:
             classes = spec.classes if spec.task == "binary" else (f"not {column}", column)
             true, predicted = targets[:, index].long(), (outputs[:, index] > 0).long()
-        yield (
-            f"confusion_matrix{suffix}",
-            functools.partial(confusion_matrix, true.tolist(), predicted.tolist(), classes, title=title),
-        )
+        drawing = functools.partial(confusion_matrix, true.tolist(), predicted.tolist(), classes, title=title)
+        yield f"confusion_matrix{suffix}", drawing
 
 
 def _of_exhibits(folder: Path, spec: DataSpec) -> Iterator[tuple[str, Drawing]]:
