@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from neurofleet import checkpoint, counter, workers
+from neurofleet import checkpoint, counter
 from neurofleet import experiment as experiments
 from neurofleet.errors import CheckpointError, ConfigError, DivergedError, StoppedError
 from neurofleet.run import Result, plan, run
@@ -240,9 +240,16 @@ def test_sharded_workers_go_on_from_a_checkpoint(
 
 
 def test_a_sharded_run_refuses_a_kernel_that_does_not_know_shards(compose: Callable[..., Experiment]) -> None:
-    family = plan(compose("family=mlp", "optimizer=sgd")).family
     with pytest.raises(ConfigError, match=r"needs an unfused SGD, got optimizer\.fused=true"):
-        workers.shard(family, workers.Group(0, 2))
+        plan(compose("family=mlp", "optimizer=sgd", "launcher=ray", "launcher.strategy=fsdp"))
+
+
+@pytest.mark.parametrize("family", ["som", "gan"])
+def test_a_sharded_run_refuses_a_family_that_is_more_than_layers(
+    family: str, compose: Callable[..., Experiment]
+) -> None:
+    with pytest.raises(ConfigError, match=r"takes weights by another way, too; set launcher\.strategy=ddp"):
+        plan(compose(f"family={family}", "optimizer=adamw", "launcher=ray", "launcher.strategy=fsdp"))
 
 
 # Cut and resumed.

@@ -43,8 +43,8 @@ VARIANTS = {
     "dbn-persistent": ["data=digits", BATCH, "family.num_chains=20"],
     "gan-wasserstein": ["data=digits", BATCH, "family.loss=wasserstein", "family.penalty_every=2"],
     "ppo-continuous": ["data=env/pendulum", *OWN["ppo"]],
-    "rnn-language": ["data=pydoc_topics", "data.batch_size=1000", "trainer.max_epochs=1"],
     "spiking-rate": ["data=digits", BATCH, "family.coding=rate"],
+    "transformer-language": ["data=pydoc_topics", "data.batch_size=1000", "family.width=16", "family.num_layers=1"],
 }
 EVERY = [*FAMILIES, *VARIANTS]
 

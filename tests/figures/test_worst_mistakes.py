@@ -9,6 +9,7 @@ import numpy as np
 from neurofleet.figures.worst_mistakes import worst_mistakes
 
 MISTAKES: dict[str, Any] = {
+    "examined": np.array([2048]),
     "rows": np.array([7, 3]),
     "targets": np.array([0, 2]),
     "predictions": np.array([1, 0]),
@@ -35,7 +36,7 @@ def test_texts_show_their_beginning(tmp_path: Path, made_spec: Any) -> None:
 
 
 def test_no_mistakes_is_said(tmp_path: Path, made_spec: Any) -> None:
-    none = {name: values[:0] for name, values in MISTAKES.items()}
+    none = {name: values if name == "examined" else values[:0] for name, values in MISTAKES.items()}
     figure = worst_mistakes(tmp_path / "w.png", spec=made_spec, inputs=np.zeros((0, 4)), **none)
-    assert figure.get_suptitle() == "made: no mistakes"
+    assert figure.get_suptitle() == "made: no mistakes in 2,048 test rows"
     assert (tmp_path / "w.png").exists()

@@ -42,6 +42,7 @@ def finished(tmp_path: Path) -> Path:
     outputs, targets = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]]), torch.tensor([0, 1, 1])
     checkpoint.save_weights(tmp_path / "predictions.safetensors", {"outputs": outputs, "targets": targets})
     mistakes = {
+        "examined": torch.tensor([3]),
         "inputs": torch.zeros(1, 2),
         "rows": torch.tensor([2]),
         "targets": torch.tensor([1]),

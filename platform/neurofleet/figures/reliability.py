@@ -32,7 +32,8 @@ def reliability(path: Path, *, spec: DataSpec, confidences: np.ndarray, correct:
     axes.plot(means[filled], shares[filled], color="#0072B2", marker="o", label="this model")
     error = calibration_error(confidences, correct)
     axes.set(ylim=(-0.02, 1.02), xlim=(-0.02, 1.02), ylabel="share of right predictions")
-    axes.set_title(f"{spec.name}: reliability\nexpected calibration error {error:.3f}", fontsize="medium")
+    title = f"{spec.name}: reliability on {len(correct):,} test rows\nexpected calibration error {error:.3f}"
+    axes.set_title(title, fontsize="medium")
     axes.legend(frameon=False, fontsize="small", loc="upper left")
     edges = np.linspace(0, 1, NUM_BINS + 1)
     below.bar(edges[:-1], counts, width=1 / NUM_BINS, align="edge", color="#0072B2", alpha=0.5, edgecolor="white")

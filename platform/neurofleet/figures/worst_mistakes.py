@@ -18,6 +18,7 @@ def worst_mistakes(
     path: Path,
     *,
     spec: DataSpec,
+    examined: np.ndarray,
     inputs: np.ndarray,
     rows: np.ndarray,
     targets: np.ndarray,
@@ -26,6 +27,7 @@ def worst_mistakes(
 ) -> Figure:
     """Draw mistakes, the surest first, as images or as lines of a table, and write a PNG.
 
+    examined:                   [1], among how many test rows
     inputs:                     [K, *spec.shape], in the units that `spec.kind` has in a network
     rows, targets, predictions: [K], the place among the test rows, true and predicted class
     probabilities:              [K], of the predicted class
@@ -56,8 +58,8 @@ def worst_mistakes(
         for place, (row, text, values) in enumerate(zip(rows, says, inputs, strict=True)):
             shown = f"row {row}: {text}".replace("\n", ", ") + _excerpt(spec, values)
             axes.text(0, 1 - (place + 0.5) / len(rows), shown, fontsize=7, va="center", family="monospace")
-    title = f"{spec.name}: the surest mistakes" if len(rows) else f"{spec.name}: no mistakes"
-    figure.suptitle(title, fontsize="medium")
+    found = "the surest mistakes" if len(rows) else "no mistakes"
+    figure.suptitle(f"{spec.name}: {found} in {examined[0]:,} test rows", fontsize="medium")
     figure.savefig(path)
     return figure
 

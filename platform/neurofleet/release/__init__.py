@@ -107,10 +107,10 @@ def _create_version(run_id: str, name: str, logged: Any, tags: Mapping[str, str]
 def example(spec: DataSpec) -> Any:
     """One row in raw units, the mean of the training rows: a table with its column names; an image as bytes, a
     sequence as numbers; the first of the indices; the first words of the vocabulary."""
-    if spec.kind == "image":
-        mean = np.asarray(spec.input_mean).reshape(-1, *(1 for _ in spec.shape[1:]))
-        return np.broadcast_to(mean.round(), spec.shape).astype(np.uint8)[None]
-    if spec.kind == "sequence" or len(spec.shape) > 1:  # what an agent sees may be images, too
+    if len(spec.shape) == 3:  # images, which an agent may see, too
+        image = np.broadcast_to(np.asarray(spec.input_mean).reshape(-1, 1, 1), spec.shape)[None]
+        return image.round().astype(np.uint8) if spec.kind == "image" else image.astype(np.float64)
+    if spec.kind == "sequence":
         return np.broadcast_to(np.asarray(spec.input_mean), spec.shape).astype(np.float64)[None]
     import pandas as pd
 
