@@ -117,3 +117,22 @@ def test_scores_of_held_out_data_by_hand(make_spec: MakeSpec) -> None:
     assert float(found["f1"]) == pytest.approx((1 + 0 + 2 / 3) / 3)
     found = make_metrics(make_spec("multilabel"))(LOGITS.float(), LABELS.long())
     assert float(found["accuracy"]) == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel"])
+def test_scores_do_not_depend_on_how_rows_are_batched(task: str, make_spec: MakeSpec) -> None:
+    """A batch whose logits all lie between 0 and 1 could be taken for one of probabilities."""
+    network = family(make_spec(task))
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 4, generator=generator, dtype=torch.float64)
+    targets = (torch.rand(60, network.spec.num_outputs, generator=generator) < 0.5).double()
+    logits = network(inputs)[:, 0]
+    inputs, targets = inputs[logits.argsort()], targets[logits.argsort()]
+    said: list[dict[str, float]] = []
+    network._log_scores = lambda stage, scores: said.append({name: float(one) for name, one in scores.items()})  # type: ignore[method-assign]
+    for size in (60, 4):
+        for part in torch.arange(60).split(size):
+            network._evaluate((inputs[part], targets[part]), "test")
+        network._log_evaluation("test")
+    assert said[0] == pytest.approx(said[1], rel=1e-12)
+    assert said[0]["accuracy"] == pytest.approx(float(((network(inputs) > 0) == (targets > 0.5)).double().mean()))

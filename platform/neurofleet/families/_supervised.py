@@ -96,6 +96,9 @@ class SupervisedFamily(Family):
         self._tally(stage, {"loss": loss} | scores, len(targets))
         if stage not in self._scores:
             self._scores[stage] = make_metrics(self.spec).to(outputs.device)
+        if self.spec.task in ("binary", "multilabel"):
+            # torchmetrics takes numbers in [0, 1] for probabilities, and by batch: so logits may not reach it.
+            outputs = outputs.double().sigmoid()
         self._scores[stage].update(outputs, targets if self.spec.task == "regression" else targets.long())
 
     def exhibits(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
@@ -132,7 +135,7 @@ def embedding_spec(spec: DataSpec, size: int) -> DataSpec:
 
 
 def make_metrics(spec: DataSpec) -> MetricCollection:
-    """The scores of one pass over held-out data, on raw outputs (logits or standardised values)."""
+    """The scores of one pass over held-out data, on logits of classes, probabilities of labels, standardised values."""
     metrics: dict[str, Metric | MetricCollection]
     match spec.task:
         case "multiclass":

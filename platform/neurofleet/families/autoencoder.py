@@ -272,7 +272,8 @@ class Autoencoder(UnsupervisedFamily):
         self._tally(stage, {"loss": objective.loss, "mse": error_B, **objective.metrics}, len(targets))
         if self.spec.task == "binary":
             auroc = self._aurocs.setdefault(stage, BinaryAUROC().to(inputs.device))
-            auroc.update(self(inputs)[:, -1], targets[:, 0].long())
+            # torchmetrics takes numbers beyond [0, 1] for logits, and by batch: only their order counts.
+            auroc.update(0.5 + 0.5 * F.softsign(self(inputs)[:, -1].double()), targets[:, 0].long())
 
     def _log_evaluation(self, stage: str) -> None:
         scores = self._means(stage)

@@ -70,8 +70,9 @@ def data() -> ParquetDataModule:
 
 def features(images: Tensor) -> np.ndarray:
     """Standardised images [N, 1, 28, 28] -> [N, 84]."""
+    network = judge()[:-1]
     with torch.no_grad():
-        return judge()[:-1](images.float()).double().numpy()
+        return network(images.float()).double().numpy()
 
 
 def frechet(first: np.ndarray, second: np.ndarray) -> float:
