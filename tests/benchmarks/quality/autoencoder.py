@@ -67,14 +67,16 @@ def write_digits(into: Path) -> None:
 
 
 DIGITS = tuple(f"data.name=mnist5k_{digit}" for digit in range(10))
-# Undisturbed images of slightly distorted digits teach it to say other digits too; out of noise it says its own.
+# One linear layer each way finds the subspace of a digit's principal components; what leaves it is another digit.
+# (Deeper ones learn to say other digits too: a denoising one with 256 and 128 hidden units had 0.9546.)
 ONE_CLASS = (
     "experiment=mnist5k_autoencoder",
-    "family.variant=denoising",
-    "family.noise=0.4",
+    "family.hidden=[]",
+    "family.code=30",
+    "family.squash_pixels=false",
     "family.augmentation={degrees: 0.0, scale: 0.0, translation: 0.0}",
     "data.batch_size=32",
-    "trainer.max_epochs=20",
+    "trainer.max_epochs=80",
 )
 ROWS = (
     *(
