@@ -48,6 +48,7 @@ def changed(original: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
         ("family.hiden=[3]", r"the config has no key 'family\.hiden'; did you mean family\.hidden"),
         ("trainer.max_epoch=3", r"the config has no key 'trainer\.max_epoch'; did you mean trainer\.max_epochs"),
         ("sede=3", r"the config has no key 'sede'; did you mean seed"),
+        ("family=siamese family@family.encoder=som", r"family\.encoder needs a supervised family, got som"),
         ("famly=mlp", r"'famly'.*family"),
         ("optimizer.lr", r"optimizer\.lr"),
         ("trainer.checkpoint.keep=1", r"the config has no key 'trainer\.checkpoint\.keep'.*trainer\.checkpoint"),
@@ -55,7 +56,7 @@ def changed(original: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
 )
 def test_a_misspelt_name_lists_the_nearest(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as info:
-        compose([override])
+        compose(override.split())
     assert info.value.exit_code == 2
     assert len(str(info.value).splitlines()) < 6
 
@@ -231,10 +232,13 @@ def built(override: str) -> Any:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("+family.depth=3", r"MLP has no setting 'depth'; did you mean"),
+        ("+family.depth=3", r"MLP has no setting 'depth'; known: activation, "),
         ("~family.dropout", r"MLP needs dropout; got"),
         ("family.dropout=lots", r"MLP: dropout needs float, got 'lots'"),
         ("family.dropout=true", r"MLP: dropout needs float, got True"),
+        ("family.hidden=64", r"MLP: hidden needs a list, got 64; write \[64\]"),
+        ("family.hidden=[64,1.5]", r"MLP: hidden needs int, got 1\.5"),
+        ("optimizer.lr=abc", r"AdamW: lr needs float, got 'abc'"),
         ("family.dropout=1.0", r"family\.dropout needs 0 <= dropout < 1, got 1"),
         ("family.hidden=5", r"MLP"),
         ("family.hidden=[a]", r"MLP"),

@@ -93,7 +93,7 @@ class WorkerError(RunError):
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """A hint that ends an error about an unknown name: the closest known names, or all of them if none is close."""
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
     if close:
         return f"did you mean {', '.join(close)}?"
     return f"known: {', '.join(names)}" if names else "there are none yet"

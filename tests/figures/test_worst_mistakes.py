@@ -24,6 +24,12 @@ def test_images_with_what_was_said_of_them(tmp_path: Path, made_spec: Any) -> No
     assert all(len(axes.images) == 1 for axes in figure.axes)
 
 
+def test_sequences_are_curves(tmp_path: Path, made_spec: Any) -> None:
+    spec = dataclasses.replace(made_spec, kind="sequence", shape=(5, 3))
+    figure = worst_mistakes(tmp_path / "w.png", spec=spec, inputs=np.zeros((2, 5, 3)), **MISTAKES)
+    assert [len(axes.lines) for axes in figure.axes] == [3, 3], "a curve a channel"
+
+
 def test_rows_of_a_table(tmp_path: Path, made_spec: Any) -> None:
     figure = worst_mistakes(tmp_path / "w.png", spec=made_spec, inputs=np.zeros((2, 4)), **MISTAKES)
     assert [text.get_text() for text in figure.axes[0].texts] == ["row 7: b (97%), is a", "row 3: a (61%), is c"]

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from neurofleet.errors import ConfigError, MismatchError, NeurofleetError, nearest
@@ -71,8 +71,14 @@ def _nested(value: Any) -> Any:
 def _check_type(where: str, value: Any, hint: Any) -> None:
     """Catch plain mistakes (text for a number) early; richer types are their constructor's business."""
     plain: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
+    if typing.get_origin(hint) is list:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise ConfigError(f"{where} needs a list, got {value!r}; write [{value}]")
+        for one in value:
+            _check_type(where, one, *typing.get_args(hint))
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     options = typing.get_args(hint) if union else (hint,)
+    options = tuple(option for option in options if getattr(option, "__name__", "") != "Tensor")  # not from a config
     if all(option in plain or option is type(None) for option in options):
         wanted = tuple(kind for option in options for kind in plain.get(option, (type(None),)))
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):

@@ -64,6 +64,9 @@ def _missing(error: Any) -> str:
 
 
 def _wrong_key(message: str, cause: str) -> str:
+    own = re.search(r"In 'family/(\w+)': Could not override 'optimizer@([\w.]+)\.optimizer'", message)
+    if own:
+        return f"{own[2]} needs a supervised family, got {own[1]}, which learns by a rule and an optimizer of its own"
     found = re.search(r"Could not override '([\w.]+)'", message)
     if not found:
         return f"{message} {cause}".strip()

@@ -23,7 +23,7 @@ from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
 
 ACTION_SITE = -2  # the sites of a network count up from zero; -1 is the order of rows
-NETWORKS = ("cnn", "mlp", "rnn", "transformer")
+NETWORKS = ("cnn", "mlp", "rnn", "transformer")  # that take images
 
 
 class Agent(Family):
@@ -43,7 +43,8 @@ class Agent(Family):
         Raises ConfigError for one that cannot be an agent's, MismatchError for one that does not take observations.
         """
         inner = network_spec(self.spec, size)
-        return inner_network(network, inner, key="network", fitting=NETWORKS, has_rows=False)
+        fitting = NETWORKS if inner.kind == "image" else ("mlp",)
+        return inner_network(network, inner, key="network", fitting=fitting, has_rows=False)
 
     @abstractmethod
     def act(self, observations: Tensor, context: Context) -> Tensor:

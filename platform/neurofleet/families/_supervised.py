@@ -116,7 +116,8 @@ class SupervisedFamily(Family):
         mistakes = {"targets": targets, "predictions": predictions, "probabilities": probabilities, "inputs": inputs}
         return {
             "reliability": {"confidences": probabilities, "correct": correct},
-            "worst_mistakes": {"rows": rows, "examined": torch.tensor([len(targets)])} | {name: values[rows] for name, values in mistakes.items()},
+            "worst_mistakes": {"rows": rows, "examined": torch.tensor([len(targets)])}
+            | {name: values[rows] for name, values in mistakes.items()},
         }
 
     def _log_evaluation(self, stage: str) -> None:

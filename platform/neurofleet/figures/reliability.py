@@ -29,7 +29,9 @@ def reliability(path: Path, *, spec: DataSpec, confidences: np.ndarray, correct:
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     filled = counts > 0
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--", label="as sure as right")
-    axes.plot(means[filled], shares[filled], color="#0072B2", marker="o", label="this model")
+    axes.plot(means[filled], shares[filled], color="#0072B2", alpha=0.4)
+    sizes = 8 + 72 * counts[filled] / counts.max()  # a bin of three rows says little
+    axes.scatter(means[filled], shares[filled], s=sizes, color="#0072B2", label="this model, by rows")
     error = calibration_error(confidences, correct)
     axes.set(ylim=(-0.02, 1.02), xlim=(-0.02, 1.02), ylabel="share of right predictions")
     title = f"{spec.name}: reliability on {len(correct):,} test rows\nexpected calibration error {error:.3f}"

@@ -38,7 +38,9 @@ def return_curve(
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.scatter(episode_steps, episode_returns, s=6, color=BLUE, alpha=0.25, linewidths=0)
+    axes.scatter(
+        episode_steps, episode_returns, s=6, color=BLUE, alpha=0.25, linewidths=0, label="training, an episode"
+    )
     if len(episode_returns):
         axes.plot(
             episode_steps,

@@ -25,7 +25,7 @@ def worst_mistakes(
     predictions: np.ndarray,
     probabilities: np.ndarray,
 ) -> Figure:
-    """Draw mistakes, the surest first, as images or as lines of a table, and write a PNG.
+    """Draw mistakes, the surest first, as images, as curves or as lines of a table, and write a PNG.
 
     examined:                   [1], among how many test rows
     inputs:                     [K, *spec.shape], in the units that `spec.kind` has in a network
@@ -39,7 +39,7 @@ def worst_mistakes(
         f"{spec.classes[predicted]} ({probability:.0%})\nis {spec.classes[true]}"
         for predicted, true, probability in zip(predictions, targets, probabilities, strict=True)
     ]
-    if spec.kind == "image" and len(rows):
+    if spec.kind in ("image", "sequence") and len(rows):
         columns = min(len(rows), 8)
         lines = math.ceil(len(rows) / columns)
         figure = Figure(figsize=(1.25 * columns + 0.4, 1.55 * lines + 0.5), dpi=150, layout="constrained")
@@ -47,8 +47,11 @@ def worst_mistakes(
         for axes in figure.subplots(lines, columns, squeeze=False).flat:
             axes.set_axis_off()
         for axes, image, text in zip(figure.axes, inputs, says, strict=False):
-            picture = image[0] if len(image) != 3 else np.moveaxis(image, 0, -1)
-            axes.imshow(picture, cmap="gray", vmin=picture.min(), vmax=picture.max())
+            if spec.kind == "sequence":
+                axes.plot(image, linewidth=0.8)
+            else:
+                picture = image[0] if len(image) != 3 else np.moveaxis(image, 0, -1)
+                axes.imshow(picture, cmap="gray", vmin=picture.min(), vmax=picture.max())
             axes.set_title(text, fontsize=7)
     else:
         figure = Figure(figsize=(7.0, 0.32 * len(rows) + 1.0), dpi=150, layout="constrained")

@@ -9,7 +9,9 @@ import importlib
 import json
 import pkgutil
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,11 +61,25 @@ def recorded(planned: Plan, *, resume: str | None = None) -> Iterator[tuple[Trac
             tracker.log_artifact(path, "figures")
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | StoppedError)
-        _finish_after(tracker, "KILLED" if stopped else "FAILED")
+        with _undisturbed():
+            _finish_after(tracker, "KILLED" if stopped else "FAILED")
         if stopped and (folder / "checkpoints" / "index.json").is_file():
             print(f"to go on from the last checkpoint: neurofleet train resume={tracker.run_id}", file=sys.stderr)
         raise
     tracker.finish("FINISHED")
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C would leave the run without an end; saying how it ended takes no longer than a server may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
