@@ -5,21 +5,40 @@ It alone decides a result.
     compose.py   configs and overrides -> experiment (Hydra)
     check.py     refuses what must not be built; names, digest, reading and writing
     build.py     experiment -> data, family, recipe
+    space.py     what a study searches, from Hydra's sweep grammar
+    sweep.py     a point of that space -> experiment
 """
 
 from neurofleet.experiment.build import build, build_data, build_family, build_recipe, fitting_families
-from neurofleet.experiment.check import SECTIONS, TARGETS, Experiment, check, data_name, digest, family_name, load, save
+from neurofleet.experiment.check import (
+    SECTIONS,
+    TARGETS,
+    Experiment,
+    check,
+    check_search,
+    data_name,
+    digest,
+    family_name,
+    load,
+    save,
+)
 from neurofleet.experiment.compose import compose, explained, from_config
+from neurofleet.experiment.space import Dimension, Space, grid_size
+from neurofleet.experiment.sweep import Composer
 
 __all__ = [
     "SECTIONS",
     "TARGETS",
+    "Composer",
+    "Dimension",
     "Experiment",
+    "Space",
     "build",
     "build_data",
     "build_family",
     "build_recipe",
     "check",
+    "check_search",
     "compose",
     "data_name",
     "digest",
@@ -27,6 +46,7 @@ __all__ = [
     "family_name",
     "fitting_families",
     "from_config",
+    "grid_size",
     "load",
     "save",
 ]

@@ -34,12 +34,21 @@ TARGETS = frozenset(
         "neurofleet.families.transformer.Transformer",
         "neurofleet.families.som.SOM",
         "neurofleet.families.spiking.Spiking",
+        "neurofleet.study.schedulers.Hyperband",
+        "neurofleet.study.schedulers.Median",
+        "neurofleet.study.schedulers.Never",
+        "neurofleet.study.schedulers.PopulationBased",
+        "neurofleet.study.schedulers.SuccessiveHalving",
         "neurofleet.trainer.TrainerConfig",
         "neurofleet.schedule.Constant",
         "neurofleet.schedule.Cosine",
         "neurofleet.schedule.Exponential",
         "neurofleet.schedule.Linear",
         "neurofleet.schedule.Step",
+        "optuna.samplers.GridSampler",
+        "optuna.samplers.NSGAIISampler",
+        "optuna.samplers.RandomSampler",
+        "optuna.samplers.TPESampler",
         "torch.optim.SGD",
         "torch.optim.Adagrad",
         "torch.optim.Adam",
@@ -55,6 +64,14 @@ ROOMS = {  # where the targets of a section live
     "schedule": "neurofleet.schedule.",
     "trainer": "neurofleet.trainer.",
 }
+# Beside the experiment: how a study searches, when it gives a trial up, and what it is called.
+SEARCH_SECTIONS = ("search", "scheduler", "study")
+BUDGET_KEYS = ("num_trials", "max_concurrent", "max_stack", "time_limit_minutes")
+SEARCH_KEYS = ("space", "metric", "mode", *BUDGET_KEYS, "fuse", "seed", "sampler")
+SEARCH_ROOMS = {"search.sampler": "optuna.samplers.", "scheduler": "neurofleet.study.schedulers."}
+FUSE = ("auto", "stack", "pack", "off")
+GRID = "optuna.samplers.GridSampler"
+NEVER = "neurofleet.study.schedulers.Never"
 # Hydra's own directives would turn data into code; interpolations must be resolved, and may not read the environment.
 _DIRECTIVES = frozenset({"_partial_", "_args_", "_recursive_", "_convert_", "hydra"})
 _INTERPOLATION = re.compile(r"\$\{")
@@ -71,15 +88,89 @@ def check(experiment: Mapping[str, Any]) -> Experiment:
             f"an experiment needs the sections {', '.join(SECTIONS)}; lacking {lacking}, unknown {unknown}"
         )
     refuse(experiment, resolved=True)
-    sections = {section: room for section, room in ROOMS.items() if isinstance(experiment[section], Mapping)}
-    for section, room in sections.items():
-        for place, target in _targets(experiment[section], section):
-            if target in TARGETS and not target.startswith(room):
-                raise ConfigError(f"{place} needs something of {room}*, got {target!r}")
-    seed = experiment["seed"]
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
-        raise ConfigError(f"seed needs a whole number from 0 to 2147483647, got {seed!r}")
+    for section, room in ROOMS.items():
+        if isinstance(experiment[section], Mapping):
+            _check_room(experiment[section], section, room)
+    _check_seed("seed", experiment["seed"])
     return dict(experiment)
+
+
+def _check_room(node: Mapping[str, Any], where: str, room: str) -> None:
+    for place, target in _targets(node, where):
+        if target in TARGETS and not target.startswith(room):
+            raise ConfigError(f"{place} needs something of {room}*, got {target!r}")
+
+
+def _check_seed(where: str, seed: Any) -> None:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+        raise ConfigError(f"{where} needs a whole number from 0 to 2147483647, got {seed!r}")
+
+
+def check_search(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections beside the experiment, `search`, `scheduler` and `study`, once their values make sense.
+
+    What a sampler or scheduler makes of its own settings shows when it is built.  `metric` and `mode` are lists in the
+    result if and only if there are several objectives.
+
+    Raises:
+        ConfigError: a section or key that lacks or is unknown, a forbidden target, a value of the wrong kind.
+    """
+    lacking = [section for section in SEARCH_SECTIONS if section not in config]
+    if lacking:
+        raise ConfigError(f"a study needs the sections {', '.join(SEARCH_SECTIONS)}; lacking {', '.join(lacking)}")
+    sections = {section: config[section] for section in SEARCH_SECTIONS}
+    refuse(sections, resolved=True)
+    search, scheduler, study = dict(sections["search"]), dict(sections["scheduler"]), sections["study"]
+    unknown = sorted(set(search) - set(SEARCH_KEYS))
+    if unknown:
+        raise ConfigError(f"search has no setting {unknown[0]!r}; {nearest(unknown[0], SEARCH_KEYS)}")
+    if set(search) != set(SEARCH_KEYS):
+        raise ConfigError(f"search needs {', '.join(SEARCH_KEYS)}; got {', '.join(sorted(search))}")
+    for where, node in (("search.sampler", search["sampler"]), ("scheduler", scheduler)):
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            raise ConfigError(f"{where} needs a _target_ and its settings, got {node!r}")
+        _check_room(node, where, SEARCH_ROOMS[where])
+    if study is not None and not re.fullmatch(r"\w[\w .-]*", str(study)):
+        raise ConfigError(f"study needs a name of letters, digits, spaces and .-_, got {study!r}")
+    _check_objectives(search["metric"], search["mode"], scheduler["_target_"])
+    if search["fuse"] is False:  # what YAML makes of off
+        search["fuse"] = "off"
+    _check_budget(search)
+    return {"search": search, "scheduler": scheduler, "study": None if study is None else str(study)}
+
+
+def _check_objectives(metric: Any, mode: Any, scheduler: str) -> None:
+    metrics, modes = ([one] if isinstance(one, str) else one for one in (metric, mode))
+    several = isinstance(metric, list)
+    if not isinstance(metrics, list) or not all(isinstance(one, str) and one for one in metrics):
+        raise ConfigError(f"search.metric needs the name of a metric or a list of names, got {metric!r}")
+    if several and (len(metrics) < 2 or len(set(metrics)) < len(metrics)):
+        raise ConfigError(f"search.metric needs two names or more that differ, or one without a list, got {metric!r}")
+    if not isinstance(modes, list) or not set(map(str, modes)) <= {"min", "max"}:
+        raise ConfigError(f"search.mode needs min or max, or a list of them, got {mode!r}")
+    if several != isinstance(mode, list) or len(metrics) != len(modes):
+        raise ConfigError(f"search.mode needs one of min and max for each metric, got {mode!r} for {metric!r}")
+    if several and scheduler != NEVER:
+        raise ConfigError(f"a scheduler judges trials by one metric, got {metric!r}; take scheduler=none")
+
+
+def _check_budget(search: Mapping[str, Any]) -> None:
+    """How much, how fast, and in which manner."""
+    open_ended = {"max_concurrent"} | ({"num_trials"} if search["sampler"]["_target_"] == GRID else set())
+    for key in BUDGET_KEYS[:-1]:
+        value = search[key]
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not whole and (value is not None or key not in open_ended):
+            also = " or null" if key in open_ended else ""
+            raise ConfigError(f"search.{key} needs a whole number of at least 1{also}, got {value!r}")
+    if search["fuse"] not in FUSE:
+        raise ConfigError(f"search.fuse needs one of {', '.join(FUSE)}, got {search['fuse']!r}")
+    limit = search["time_limit_minutes"]
+    if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool) or not limit > 0):
+        raise ConfigError(f"search.time_limit_minutes needs a number above 0 or null, got {limit!r}")
+    if not isinstance(search["space"], Mapping):
+        raise ConfigError(f"search.space needs keys and their values, got {search['space']!r}")
+    _check_seed("search.seed", search["seed"])
 
 
 def _targets(node: Any, where: str) -> Iterator[tuple[str, str]]:
@@ -112,13 +203,15 @@ def refuse(node: Any, *, resolved: bool, where: str = "") -> None:
 
 
 def check_target(target: Any, where: str = "_target_") -> str:
+    if isinstance(target, str) and target in TARGETS:
+        return target
     own = {name.strip() for name in os.environ.get("NEUROFLEET_TARGETS", "").split(",") if name.strip()}
-    if not isinstance(target, str) or target not in TARGETS | own:
+    if not isinstance(target, str) or target not in own:
         raise ConfigError(
             f"{where} needs an allowed target, got {target!r}; {nearest(str(target), TARGETS | own)} "
             "(whoever runs the platform can allow more in NEUROFLEET_TARGETS)"
         )
-    return str(target)
+    return target
 
 
 def family_name(experiment: Experiment) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from neurofleet import paths
 from neurofleet.errors import ConfigError, nearest
-from neurofleet.experiment.check import SECTIONS, Experiment, check, refuse
+from neurofleet.experiment.check import SEARCH_SECTIONS, SECTIONS, Experiment, check, refuse
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
 
 
 def compose(overrides: list[str]) -> Experiment:
@@ -19,6 +23,11 @@ def compose(overrides: list[str]) -> Experiment:
     Raises:
         ConfigError: an unknown name or key (with its nearest neighbours), or a value that is not allowed.
     """
+    return from_config(composed("train", overrides))
+
+
+def composed(name: str, overrides: list[str]) -> DictConfig:
+    """`configs/NAME.yaml` with overrides, as Hydra gives it to `pipelines/NAME.py`."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
@@ -26,7 +35,34 @@ def compose(overrides: list[str]) -> Experiment:
         if re.match(r"^[+~]*hydra([./@=]|$)", override):
             raise ConfigError(f"hydra's own settings cannot be part of an experiment, got {override!r}")
     with explained(), initialize_config_dir(str(paths.shipped("configs")), version_base="1.3"):
-        return from_config(hydra_compose("train", overrides=overrides))
+        return hydra_compose(name, overrides=overrides)
+
+
+def parsed(overrides: Sequence[str]) -> list[Override]:
+    """Overrides by Hydra's own grammar, those with several values included."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with explained():
+        return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def as_text(value: Any) -> str:
+    """A plain value as Hydra's grammar writes it after the `=` of an override."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{as_text(key)}:{as_text(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(as_text, value)) + "]"
+    word = re.fullmatch(r"[A-Za-z_][\w./-]*", value, re.ASCII) and value.lower() not in _RESERVED
+    return value if word else QuotedString(value, Quote.single).with_quotes()
+
+
+_RESERVED = frozenset({"null", "true", "false", "nan", "inf"})
 
 
 @contextlib.contextmanager
@@ -41,7 +77,7 @@ def explained() -> Iterator[None]:
     except MissingConfigException as error:
         raise ConfigError(_missing(error)) from None
     except HydraException as error:
-        raise ConfigError(_wrong_key(f"{error}", f"{error.__cause__ or ''}")) from None
+        raise ConfigError(_wrong_key(error)) from None
     finally:
         if before is None:
             del os.environ["HYDRA_FULL_ERROR"]
@@ -63,18 +99,24 @@ def _missing(error: Any) -> str:
     return str(error).strip()
 
 
-def _wrong_key(message: str, cause: str) -> str:
+def _wrong_key(error: Exception) -> str:
+    message, cause = f"{error}", error.__cause__
     own = re.search(r"In 'family/(\w+)': Could not override 'optimizer@([\w.]+)\.optimizer'", message)
     if own:
         return f"{own[2]} needs a supervised family, got {own[1]}, which learns by a rule and an optimizer of its own"
     found = re.search(r"Could not override '([\w.]+)'", message)
     if not found:
-        return f"{message} {cause}".strip()
-    full = re.search(r"full_key: ([\w.]+)", cause)
-    key, keys = full[1] if full else found[1], _keys()
+        return f"{message} {cause or ''}".strip()
+    key, keys = getattr(cause, "full_key", "") or found[1], _keys()
     if key in keys:
         return f"the config has no key {key!r} with the choices made; {' or '.join(keys[key])} has it"
-    return f"the config has no key {key!r}; {nearest(key, [*keys, *SECTIONS])}"
+    place, dot, name = key.rpartition(".")
+    beside = [f"{one}" for one in getattr(cause, "parent_node", None) or () if one not in ("_target_", "hydra")]
+    elsewhere = [one.removeprefix(place + dot) for one in (*keys, *SECTIONS) if one.startswith(place + dot)]
+    # What the choices made have in its place comes before what others would have there.
+    hints = [nearest(name, known, prefix=place + dot) for known in (beside, elsewhere)]
+    close = [hint for hint in hints if hint.startswith("did you mean")]
+    return f"the config has no key {key!r}; {[*close, *hints][0]}"
 
 
 def _keys() -> dict[str, list[str]]:
@@ -84,22 +126,35 @@ def _keys() -> dict[str, list[str]]:
     keys: dict[str, list[str]] = {}
     for path in sorted(paths.shipped("configs").glob("*/*.yaml")):
         values = yaml.safe_load(path.read_text())
-        if path.parent.name in SECTIONS and isinstance(values, dict):
+        if path.parent.name in (*SECTIONS, *SEARCH_SECTIONS) and isinstance(values, dict):
             for key in values:
                 if key not in ("_target_", "defaults"):
                     keys.setdefault(f"{path.parent.name}.{key}", []).append(f"{path.parent.name}={path.stem}")
     return keys
 
 
-def from_config(config: Any) -> Experiment:
+def from_config(config: DictConfig) -> Experiment:
     """A composed Hydra config as a checked plain dict."""
+    experiment = plain(config)
+    return check({key: experiment[key] for key in SECTIONS if key in experiment})
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Every section of a composed config, resolved."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     refuse(OmegaConf.to_container(config, resolve=False), resolved=False)
     try:
-        experiment = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        sections = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"the config needs a value that is missing or wrong: {error}") from None
-    assert isinstance(experiment, dict)
-    return check({key: experiment[key] for key in SECTIONS if key in experiment})
+    assert isinstance(sections, dict)
+    return {str(section): value for section, value in sections.items()}
+
+
+def has_interpolations(config: DictConfig) -> bool:
+    """Whether a value of the config may follow from another."""
+    from omegaconf import OmegaConf
+
+    return "${" in str(OmegaConf.to_container(config, resolve=False))
