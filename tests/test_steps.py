@@ -235,7 +235,9 @@ def test_a_chunk_is_its_steps_one_after_another(clip: float | None) -> None:
     targets = [1.0, 3.0, -2.0, 0.5, 0.25, 8.0]
     losses, weight = by_hand(targets, 0.1, clip, 6)
     family: Any = Line(0.1, clip)
-    first, second = run_chunk(family, line_chunk(targets[:4])), run_chunk(family, line_chunk(targets[4:], 4))
+    first, second = (
+        run_chunk(family, chunk, family.raw_optimizer) for chunk in (line_chunk(targets[:4]), line_chunk(targets[4:], 4))
+    )
     assert first.losses + second.losses == pytest.approx(losses, rel=1e-6)
     assert family.weight.item() == pytest.approx(weight, rel=1e-6)
     assert family.frozen.item() == 1
@@ -256,7 +258,7 @@ def test_a_loss_that_is_not_finite_names_its_step(bad: float) -> None:
     with pytest.raises(
         DivergedError, match=r"the loss must stay finite, got (nan|inf) at step 43; lower optimizer\.lr"
     ) as info:
-        run_chunk(family, line_chunk([1.0, 2.0, 3.0, bad, 1.0, 1.0], first_step=40))
+        run_chunk(family, line_chunk([1.0, 2.0, 3.0, bad, 1.0, 1.0], first_step=40), family.raw_optimizer)
     assert info.value.step == 43
     assert info.value.exit_code == 1
 
@@ -268,7 +270,7 @@ def test_a_rate_that_is_too_high_diverges_at_the_step_that_says_so() -> None:
         weight -= 1e200 * 2 * (weight - 1)
         step += 1
     with pytest.raises(DivergedError) as info:
-        run_chunk(family, line_chunk([1.0] * 10))
+        run_chunk(family, line_chunk([1.0] * 10), family.raw_optimizer)
     assert info.value.step == step
 
 

@@ -6,6 +6,7 @@ contiguous part of every global batch.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ class Loader(ABC):
             stop = min(step + self.chunk_steps, end)
             if self.cut_every:
                 stop = min(stop, (step // self.cut_every + 1) * self.cut_every)
-            yield self._chunk(step, stop)
+            yield self.chunk(step, stop)
             step = stop
 
     def pace(self, step_seconds: float) -> None:
@@ -75,7 +76,7 @@ class Loader(ABC):
         self.chunk_steps = max(1, min(wanted, 2 * self.chunk_steps, MAX_CHUNK_STEPS))
 
     @abstractmethod
-    def _chunk(self, start: int, stop: int) -> Chunk:
+    def chunk(self, start: int, stop: int) -> Chunk:
         """The steps from `start` to `stop`; whatever has to wait until they are trained waits in `Chunk.batches`."""
 
     # What a loader remembers beside the number of steps; one whose batches are functions of it has nothing to add.
@@ -122,13 +123,13 @@ class ChunkLoader(Loader):
         self.tensors = tensors
         self._orders: tuple[int, Tensor] = (0, torch.empty(0))  # an epoch, and the orders of the rows from it on
 
-    def _chunk(self, start: int, stop: int) -> Chunk:
+    def chunk(self, start: int, stop: int) -> Chunk:
         indices, sizes, rows, weights = [], [], [], []
         for step in range(start, stop):
             epoch, batch = divmod(step, self.steps_per_epoch)
             begin = batch * self.batch_size
             first, last, weight = self._share(min(self.batch_size, self.num_rows - begin))
-            indices.append(self._order(epoch)[begin + first : begin + last])
+            indices.append(self.order(epoch)[begin + first : begin + last])
             sizes.append(last - first)
             rows.append(self._global_rows(first, last))
             weights.append(weight)
@@ -136,7 +137,13 @@ class ChunkLoader(Loader):
         columns = [tensor.index_select(0, gathered).split(sizes) for tensor in self.tensors]
         return Chunk(start, list(zip(*columns, strict=True)), rows, weights)
 
-    def _order(self, epoch: int) -> Tensor:
+    def with_seed(self, seed: int) -> ChunkLoader:
+        """The same rows in another seed's order."""
+        other = copy.copy(self)
+        other.seed, other._orders = seed, (0, torch.empty(0))
+        return other
+
+    def order(self, epoch: int) -> Tensor:
         """The order of the rows in an epoch; made for many epochs at once where an epoch is short."""
         first, orders = self._orders
         if not first <= epoch < first + len(orders):

@@ -62,17 +62,17 @@ class Plan:
         return sum(parameter.numel() for parameter in self.family.parameters())
 
 
-def plan(experiment: Experiment) -> Plan:
-    """Build everything that an experiment names.
+def plan(experiment: Experiment, data: ParquetDataModule | EnvironmentDataModule | None = None) -> Plan:
+    """Build everything that an experiment names; `data`, if it stands in memory already, is the experiment's own.
 
     Raises:
         UserError: the experiment cannot be run as it stands.
     """
     experiment = experiments.check(experiment)
-    config: TrainerConfig = experiments.build(experiment["trainer"])
+    config: TrainerConfig = experiments.build(experiment["trainer"], "trainer")
     if experiment["launcher"].get("name") == "local" and config.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("trainer.accelerator=gpu needs a CUDA device, and this machine has none; use auto or cpu")
-    data = experiments.build_data(experiment)
+    data = data or experiments.build_data(experiment)
     dtype = DTYPES[config.precision]
     family = experiments.build_family(experiment, data.spec).to(dtype)
     supply = make_supply(data, family, dtype)
@@ -121,7 +121,7 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
         folder.mkdir(parents=True, exist_ok=True)
         experiments.save(planned.experiment, folder / "experiment.yaml")
         planned.data.spec.save(folder / "spec.json")
-    with _threads(planned.config.num_threads), workers.quiet_lightning():
+    with contextlib.closing(planned.supply), _threads(planned.config.num_threads), workers.quiet_lightning():
         stopper = _stopper(planned.config)
         trainer = workers.trainer(workers.device_type(planned.config, group), planned.config.precision, stopper, group)
         watch = _watch(planned, folder, tracker, stopper, trainer.strategy.root_device, group)

@@ -86,13 +86,13 @@ class ChunkResult:
     step_seconds: float
 
 
-def run_chunk(family: Family, chunk: Chunk) -> ChunkResult:
+def run_chunk(family: Family, chunk: Chunk, optimizer: torch.optim.Optimizer) -> ChunkResult:
     """Train `family` on every batch of `chunk`.
 
     Raises:
         DivergedError: the loss of a step is NaN or infinite; on every worker alike.
     """
-    recipe, optimizer = family.recipe, family.raw_optimizer
+    recipe = family.recipe
     parameters = [parameter for parameter in family.parameters() if parameter.requires_grad]
     learning_rates = [group["initial_lr"] for group in optimizer.param_groups]
     # torch wraps every optimizer's `step` for its profiler and hooks, at the price of a small network's whole update.

@@ -133,7 +133,7 @@ class Watch(pl.Callback):
         self.history.append({"step": self.step, "epoch": epoch, **row})
         if self.tracker is not None:
             self.tracker.log_many([(self.step, epoch, row)])
-        improved = self.stopper is not None and _is_best(self.stopper)
+        improved = self.stopper is not None and is_best(self.stopper)
         if improved and self.restore_best:
             self.best = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
         if improved or not self.restore_best:
@@ -250,7 +250,7 @@ class Watch(pl.Callback):
             self.bar.__exit__()
 
 
-def _is_best(stopper: EarlyStopping) -> bool:
+def is_best(stopper: EarlyStopping) -> bool:
     """Whether no validation before was better; what passes the threshold is, but Lightning does not count it so."""
     return stopper.wait_count == 0 or stopper.stopping_reason is EarlyStoppingReason.STOPPING_THRESHOLD
 

@@ -143,7 +143,7 @@ def our_order(task: Task) -> Callable[[int], Tensor]:
     loader = loaders.ChunkLoader(
         task.train, batch_size=1, seed=0, max_epochs=1, epochs_per_round=1, cut_every=None, rank=0, world_size=1
     )
-    return loader._order
+    return loader.order
 
 
 def by_hand(task: Task, epochs: int, *, fused: bool, order: Callable[[int], Tensor] | None = None) -> Timing:

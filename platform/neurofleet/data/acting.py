@@ -67,7 +67,7 @@ class ActingLoader(Loader):
     def _batch(self, step: int) -> Batch:
         """This worker's part of it, acting first where it is time to; called once for each step, in order."""
 
-    def _chunk(self, start: int, stop: int) -> Chunk:
+    def chunk(self, start: int, stop: int) -> Chunk:
         shares = [self._share(self._size(step)) for step in range(start, stop)]
         rows = [self._global_rows(first, last) for first, last, _ in shares]
         return Chunk(start, Made(self._batch, range(start, stop)), rows, [weight for *_, weight in shares])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -137,6 +137,11 @@ class Family(pl.LightningModule, ABC):
         """What a pass over held-out data is measured by: `loss` is logged as `val/loss` and `test/loss`."""
         return ["loss"]
 
+    @property
+    def quick_scores(self) -> frozenset[str]:
+        """Those of its scores that are plain means of what `objective` says of held-out rows."""
+        return frozenset(self.score_names if type(self)._evaluate is Family._evaluate else ())
+
     # How Lightning sees a family.
 
     @property
@@ -159,10 +164,15 @@ class Family(pl.LightningModule, ABC):
         assert isinstance(optimizer, torch.optim.Optimizer)
         return optimizer
 
-    def configure_optimizers(self) -> Any:
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """A new one, whose learning rates are to be multiplied by the schedule's factor."""
         optimizer = self.recipe.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
+        return optimizer
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer()
         if not self.automatic_optimization:
             return optimizer
         schedule = LambdaLR(optimizer, lambda step: self.recipe.schedule(min(step / self.recipe.num_steps, 1.0)))
@@ -170,7 +180,7 @@ class Family(pl.LightningModule, ABC):
 
     def training_step(self, batch: Batch | Chunk, batch_idx: int) -> Tensor | None:
         if isinstance(batch, Chunk):
-            self.last_chunk = run_chunk(self, batch)
+            self.last_chunk = run_chunk(self, batch, self.raw_optimizer)
             # Lightning counts what goes through its optimizer wrapper; these steps did not.
             progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
             progress.total.ready += len(batch.batches)
@@ -214,19 +224,26 @@ class Family(pl.LightningModule, ABC):
         self._evaluate(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val")
+        self._log_scores("val", self._scores_of("val"))
 
     def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test")
+        self._log_scores("test", self._scores_of("test"))
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """The scores of a whole pass over held-out batches by their `score_names`, without a Trainer."""
+        with torch.no_grad():
+            for batch in batches:
+                self._evaluate(batch, "val")
+            return {name: float(value) for name, value in self._scores_of("val").items()}
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
         """Hold the batch against the learning rule; a subclass with scores of its own replaces this."""
         objective = self.objective(batch, self._context(batch, 0, training=False))
         self._tally(stage, {"loss": objective.loss, **objective.metrics}, len(batch[0]))
 
-    def _log_evaluation(self, stage: str) -> None:
-        """Log what a whole pass over held-out data amounts to."""
-        self._log_scores(stage, self._means(stage))
+    def _scores_of(self, stage: str) -> dict[str, Tensor]:
+        """What a whole pass over held-out data amounts to."""
+        return self._means(stage)
 
     def _tally(self, stage: str, means: Mapping[str, Tensor], num_rows: int) -> None:
         """Remember the means over a batch (or its rows' own values), weighted by its rows."""

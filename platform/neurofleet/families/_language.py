@@ -85,13 +85,15 @@ class LanguageFamily(SupervisedFamily):
         loss = (nats_B / num_scored_B.clamp(min=1)).mean()
         self._tally(stage, {"loss": loss, "nats": nats_B, "tokens": num_scored_B}, len(nats_B))
 
-    def _log_evaluation(self, stage: str) -> None:
+    def _scores_of(self, stage: str) -> dict[str, Tensor]:
         if self.spec.task != "language":
-            super()._log_evaluation(stage)
-            return
+            return super()._scores_of(stage)
         means = self._means(stage)
-        bits = means["nats"] / means["tokens"] / math.log(2)
-        self._log_scores(stage, {"loss": means["loss"], self.bits_name: bits})
+        return {"loss": means["loss"], self.bits_name: means["nats"] / means["tokens"] / math.log(2)}
+
+    @property
+    def quick_scores(self) -> frozenset[str]:
+        return frozenset({"loss"} if self.spec.task == "language" else {"loss", "accuracy"} & set(self.score_names))
 
 
 def scored_nats(logits_BTV: Tensor, tokens_BT: Tensor, given_B: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,11 @@ def activation_by_name(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
+def is_off(setting: float | Tensor) -> bool:
+    """Whether a setting is 0.  In a stack of trials it may be a tensor, each trial's own, which counts as on."""
+    return not isinstance(setting, Tensor) and setting == 0
+
+
 def checked_rate(rate: float) -> float:
     if not 0 <= rate < 1:
         raise ConfigError(f"family.dropout needs 0 <= dropout < 1, got {rate}")
@@ -70,7 +75,7 @@ class Dropout(nn.Module):
         self.site = site
 
     def forward(self, inputs: Tensor, context: Context | None) -> Tensor:
-        if context is None or not context.training or self.rate == 0:
+        if context is None or not context.training or is_off(self.rate):
             return inputs
         keep = counter.bernoulli(context.key(self.site), context.rows, tuple(inputs.shape[1:]), 1 - self.rate)
         return inputs * keep * (1 / (1 - self.rate))
@@ -108,7 +113,7 @@ class RandomAffine:
 
     def __call__(self, images: Tensor, context: Context) -> Tensor:
         """images [batch, channels, height, width] -> the same shape."""
-        if not context.training or not (self.radians or self.scale or self.translation):
+        if not context.training or all(map(is_off, (self.radians, self.scale, self.translation))):
             return images
         draws = counter.uniform(context.key(self.site), context.rows, (4,), images.dtype) * 2 - 1
         angle, scale = draws[:, 0] * self.radians, 1 + draws[:, 1] * self.scale

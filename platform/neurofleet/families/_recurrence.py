@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from neurofleet import counter
 from neurofleet.errors import ConfigError, nearest
-from neurofleet.families._layers import Dropout
+from neurofleet.families._layers import Dropout, is_off
 from neurofleet.steps import Context
 
 State = tuple[Tensor, ...]  # [B, H] each: of an LSTM (hidden, cell), else (hidden,)
@@ -149,7 +149,7 @@ class StepDropout(Dropout):
     """Dropout of the same units at all steps of a sequence (Gal and Ghahramani 2016)."""
 
     def forward(self, inputs_BTH: Tensor, context: Context | None) -> Tensor:
-        if context is None or not context.training or self.rate == 0:
+        if context is None or not context.training or is_off(self.rate):
             return inputs_BTH
         keep_BH = counter.bernoulli(context.key(self.site), context.rows, tuple(inputs_BTH.shape[2:]), 1 - self.rate)
         return inputs_BTH * (keep_BH.to(inputs_BTH.dtype) / (1 - self.rate)).unsqueeze(1)

@@ -66,6 +66,9 @@ class SupervisedFamily(Family):
         smoothing = self.label_smoothing if context.training else 0.0
         match self.spec.task:
             case "multiclass":
+                if isinstance(smoothing, Tensor):  # each trial's own in a stack, which torch's function does not take
+                    even = (outputs.logsumexp(dim=1) - outputs.mean(dim=1)).mean()
+                    return F.cross_entropy(outputs, targets) * (1 - smoothing) + even * smoothing
                 return F.cross_entropy(outputs, targets, label_smoothing=smoothing)
             case "regression":
                 return F.mse_loss(outputs, targets)
@@ -85,6 +88,11 @@ class SupervisedFamily(Family):
     @property
     def score_names(self) -> list[str]:
         return ["loss", *make_metrics(self.spec)]
+
+    @property
+    def quick_scores(self) -> frozenset[str]:
+        own = type(self)._evaluate is SupervisedFamily._evaluate
+        return frozenset({"loss", "accuracy"} & set(self.score_names)) if own else super().quick_scores
 
     # Held-out data: the mean loss, and the scores of torchmetrics.
 
@@ -120,12 +128,12 @@ class SupervisedFamily(Family):
             | {name: values[rows] for name, values in mistakes.items()},
         }
 
-    def _log_evaluation(self, stage: str) -> None:
+    def _scores_of(self, stage: str) -> dict[str, Tensor]:
         scores = self._means(stage) | self._scores[stage].compute()
         self._scores[stage].reset()
         for name in {"mae", "rmse"} & set(scores):  # in the target's own units
             scores[name] = scores[name] * self.spec.target_std[0]
-        self._log_scores(stage, scores)
+        return scores
 
 
 def embedding_spec(spec: DataSpec, size: int) -> DataSpec:

@@ -275,12 +275,12 @@ class Autoencoder(UnsupervisedFamily):
             # torchmetrics takes numbers beyond [0, 1] for logits, and by batch: only their order counts.
             auroc.update(0.5 + 0.5 * F.softsign(self(inputs)[:, -1].double()), targets[:, 0].long())
 
-    def _log_evaluation(self, stage: str) -> None:
+    def _scores_of(self, stage: str) -> dict[str, Tensor]:
         scores = self._means(stage)
         if stage in self._aurocs:  # of the anomaly score against the second class
             scores["anomaly_auroc"] = self._aurocs[stage].compute()
             self._aurocs[stage].reset()
-        self._log_scores(stage, scores)
+        return scores
 
     def exhibits(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
         inputs, targets = batch

@@ -224,13 +224,12 @@ class Siamese(Family):
         seen = self(batch[0], self._context(batch, 0, training=False)).detach(), self._labels(batch[1])
         self._seen.setdefault(stage, []).append(seen)
 
-    def _log_evaluation(self, stage: str) -> None:
+    def _scores_of(self, stage: str) -> dict[str, Tensor]:
         embeddings_NE, labels_N = gathered(*(torch.cat(column) for column in zip(*self._seen.pop(stage), strict=True)))
         scores = {"loss": self._held_out_loss(embeddings_NE, labels_N)}
         distances_NN, labels_N = _paired(embeddings_NE, labels_N)
         curve = _pairs.roc(*_pairs.all_pairs(distances_NN, labels_N))
-        scores |= {"auc": curve.auc, "eer": curve.eer[0], "one_shot": _pairs.one_shot(distances_NN, labels_N)}
-        self._log_scores(stage, scores)
+        return scores | {"auc": curve.auc, "eer": curve.eer[0], "one_shot": _pairs.one_shot(distances_NN, labels_N)}
 
     def exhibits(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
         pairs_P, same_P = _pairs.all_pairs(*_paired(self(batch[0]), self._labels(batch[1])))
