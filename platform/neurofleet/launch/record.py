@@ -49,8 +49,13 @@ def recorded(planned: Plan, *, resume: str | None = None) -> Iterator[tuple[Trac
     else:
         tracker = Tracker.resume(resume)
     folder = paths.run(tracker.run_id)
-    try:
-        with _alone(folder):
+
+    def remedy() -> str:
+        resumable = (folder / "checkpoints" / "index.json").is_file()
+        return f"to go on from the last checkpoint: neurofleet train resume={tracker.run_id}" if resumable else ""
+
+    with ending(tracker, remedy):
+        with alone(folder):
             if resume is None:
                 num_rows = sum(spec.num_rows.values())
                 tracker.log_dataset(spec.name, data.digest, str(data.folder), spec.to_dict(), num_rows)
@@ -59,12 +64,19 @@ def recorded(planned: Plan, *, resume: str | None = None) -> Iterator[tuple[Trac
             tracker.log_artifact(path)
         for path in draw(folder):
             tracker.log_artifact(path, "figures")
+
+
+@contextlib.contextmanager
+def ending(tracker: Tracker, remedy: Callable[[], str]) -> Iterator[None]:
+    """The run ends FINISHED, KILLED (a signal: `remedy()` says how to go on) or FAILED with this context."""
+    try:
+        yield
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | StoppedError)
         with _undisturbed():
             _finish_after(tracker, "KILLED" if stopped else "FAILED")
-        if stopped and (folder / "checkpoints" / "index.json").is_file():
-            print(f"to go on from the last checkpoint: neurofleet train resume={tracker.run_id}", file=sys.stderr)
+        if stopped and remedy():
+            print(remedy(), file=sys.stderr)
         raise
     tracker.finish("FINISHED")
 
@@ -83,7 +95,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Hold the run's lock: two processes that train one run would write each other's checkpoints."""
     with (folder / ".lock").open("w") as lock:
         try:
@@ -132,7 +144,10 @@ def resumed(run_id: str, composed: Experiment, overrides: list[str]) -> Experime
 
 def draw(folder: Path) -> list[Path]:
     """The figures of a finished run, as PNG files in its folder: learning curves, how the test rows came out, and
-    what the family exhibits.  One that cannot be drawn is named on stderr, and costs the run nothing else."""
+    what the family exhibits.  One that cannot be drawn is named on stderr, and costs the run nothing else.
+
+    Of several targets the first `MOST_TARGETS` get a picture each.
+    """
     import matplotlib as mpl
 
     spec, into = DataSpec.load(folder / "spec.json"), folder / "figures"
@@ -156,7 +171,9 @@ def _of_history(folder: Path) -> tuple[str, Drawing]:
     for row in history:  # beside val/loss, in one panel
         row["train/loss"] = row.pop("train/loss_epoch")
         row.pop("train/environment_steps", None)  # an axis, no curve
-    return "learning_curves", functools.partial(learning_curves, history)
+    experiment = experiments.load(folder / "experiment.yaml")
+    what = f"{experiments.family_name(experiment)} on {experiments.data_name(experiment)}"
+    return "learning_curves", functools.partial(learning_curves, history, title=f"{what}: learning curves")
 
 
 def _of_predictions(folder: Path, spec: DataSpec) -> Iterator[tuple[str, Drawing]]:

@@ -30,26 +30,37 @@ LATEST = (
 class SqliteMetrics:
     def __init__(self, database: Path, run_id: str) -> None:
         self.run_id = run_id
-        self.connection = sqlite3.connect(database, timeout=20)
-        self.connection.execute("PRAGMA foreign_keys = ON")
+        self.connection = connect(database)
 
     def write(self, points: Sequence[Point]) -> None:
         """One transaction."""
-        rows = [self._row(point) for point in points]
-        latest: dict[str, tuple[str, float, int, int, bool, str]] = {}
-        for row in rows:
-            before = latest.get(row[0])
-            if before is None or (row[3], row[2], row[1]) > (before[3], before[2], before[1]):
-                latest[row[0]] = row
         with self.connection:
-            self.connection.executemany(INSERT, rows)
-            self.connection.executemany(LATEST, latest.values())
+            insert_points(self.connection, self.run_id, points)
 
-    def _row(self, point: Point) -> tuple[str, float, int, int, bool, str]:
-        value = point.value
-        is_nan = math.isnan(value)
-        if is_nan:
-            value = 0.0
-        elif math.isinf(value):
-            value = math.copysign(LARGEST, value)
-        return (point.name, value, point.time, point.step, is_nan, self.run_id)
+
+def connect(database: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(database, timeout=20)
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
+
+
+def insert_points(connection: sqlite3.Connection, run_id: str, points: Sequence[Point]) -> None:
+    """In the caller's transaction."""
+    rows = [_row(point, run_id) for point in points]
+    latest: dict[str, tuple[str, float, int, int, bool, str]] = {}
+    for row in rows:
+        before = latest.get(row[0])
+        if before is None or (row[3], row[2], row[1]) > (before[3], before[2], before[1]):
+            latest[row[0]] = row
+    connection.executemany(INSERT, rows)
+    connection.executemany(LATEST, latest.values())
+
+
+def _row(point: Point, run_id: str) -> tuple[str, float, int, int, bool, str]:
+    value = point.value
+    is_nan = math.isnan(value)
+    if is_nan:
+        value = 0.0
+    elif math.isinf(value):
+        value = math.copysign(LARGEST, value)
+    return (point.name, value, point.time, point.step, is_nan, run_id)

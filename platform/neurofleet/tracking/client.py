@@ -29,6 +29,11 @@ def _milliseconds() -> int:
     return time.time_ns() // 1_000_000
 
 
+def _check_status(status: str) -> None:
+    if status not in ("FINISHED", "FAILED", "KILLED"):
+        raise ValueError(f"a run ends FINISHED, FAILED or KILLED, got {status!r}")
+
+
 _waiting: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
 """a child that imports MLflow while its order is not known yet"""
 
@@ -144,6 +149,17 @@ class Tracker:
             {"dataset": {"name": name, "digest": digest, "source": source, "spec": dict(spec), "num_rows": num_rows}}
         )
 
+    def log_trial(self, trial: Mapping[str, Any]) -> None:
+        """A trial of a study that is over, as a run below this one; one write.
+
+        `trial` holds `number`, `name`, `status` (FINISHED, FAILED, KILLED), `start_time` and `end_time` (milliseconds),
+        `params` (nested or flat), `tags`, and `points`, each (metric, value, step, milliseconds).  The number alone
+        says which trial it is: one that is logged again, by this process or one that resumed, changes nothing.
+        """
+        _check_status(trial["status"])
+        self._open()
+        self._write(records.encode_trial({**trial, "params": flatten(trial["params"])}))
+
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """A file (or folder) of the run, as it is when the child comes to it: leave it where it is until `finish`."""
         self._record({"artifact": str(Path(path).resolve()), "folder": folder})
@@ -154,8 +170,7 @@ class Tracker:
         Raises UnreachableError when the server stays away for 30 s (the records wait on disk and the next tracked run
         delivers them), RunError when MLflow refused a record or the disk did.  A second call does nothing.
         """
-        if status not in ("FINISHED", "FAILED", "KILLED"):
-            raise ValueError(f"a run ends FINISHED, FAILED or KILLED, got {status!r}")
+        _check_status(status)
         if self._finished:
             return
         self._record({"end": status if self._order["own"] else None})

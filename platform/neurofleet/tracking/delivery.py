@@ -16,8 +16,9 @@ from typing import IO, TYPE_CHECKING, Any
 from neurofleet.tracking import records
 from neurofleet.tracking.bulk import METRICS_PER_TRANSACTION, SqliteMetrics
 from neurofleet.tracking.lineage import dataset_input, shorten
-from neurofleet.tracking.records import Point
+from neurofleet.tracking.records import Point, Trial
 from neurofleet.tracking.store import schema_is_known, sqlite_file
+from neurofleet.tracking.trials import TrialRuns
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,8 +56,9 @@ class Delivery:
         self.known: set[tuple[str, float, int]] | None = None
         self.names: set[str] = set()
         self.refused_names: set[str] = set()
-        database = sqlite_file(client.tracking_uri)
-        self.bulk = SqliteMetrics(database, run_id) if database and schema_is_known() else None
+        database = sqlite_file(client.tracking_uri) if schema_is_known() else None
+        self.bulk = SqliteMetrics(database, run_id) if database else None
+        self.trial_runs = TrialRuns(client, run_id, database, self._refuse)
 
     def lock(self) -> bool:
         """Whether this process may deliver the spool; held until the process ends."""
@@ -83,9 +85,13 @@ class Delivery:
 
     def _deliver(self, lines: list[bytes]) -> None:
         points: list[Point] = []
+        trials: list[Trial] = []
         for line in lines:
             try:
                 record = records.decode(line)
+                if "trial" in record:
+                    trials.append(records.decode_trial(record["trial"]))
+                    continue
                 found, self.epoch = records.decode_points(record, self.epoch) if "rows" in record else ([], self.epoch)
             except records.DAMAGED as error:
                 self._refuse(f"a damaged record in {self.spool}: {error}")
@@ -93,9 +99,10 @@ class Delivery:
             if "rows" in record:
                 points += self._unknown(found)
             else:
-                points = self._metrics(points)
+                points, trials = self._metrics(points), self._trials(trials)
                 self._send(record)
         self._metrics(points)
+        self._trials(trials)
 
     def _read(self) -> list[bytes]:
         """The next whole lines, about READ_BYTES of them; a last line without an end is still being written."""
@@ -120,6 +127,10 @@ class Delivery:
         self.names |= firsts.keys()
         for batch in records.chunks(points, METRICS_PER_TRANSACTION):
             self.bulk.write([point for point in batch if point.name not in self.refused_names])
+        return []
+
+    def _trials(self, trials: list[Trial]) -> list[Trial]:
+        self.attempt(self.trial_runs.write, trials)
         return []
 
     def _send(self, record: dict[str, Any]) -> None:

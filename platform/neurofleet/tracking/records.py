@@ -3,6 +3,7 @@
     {"open": {"run_id", "uri", "own"}}                         first line: what a stranger needs to finish delivery
     {"since", "time", "names": [...], "rows": base64}          metrics of a chunk of steps
     {"params": {...}}  {"tags": {...}}  {"dataset": {...}}  {"artifact": path, "folder": name}
+    {"trial": {...}}                                           a trial of a study that is over: a run below this one
     {"end": status or null}                                    last line
 
 Rows are doubles [step, epoch, value of each name ...] in base64: 0.7 us a metric against 3 us as JSON numbers, and
@@ -34,6 +35,19 @@ class Point(NamedTuple):
     step: int
 
 
+class Trial(NamedTuple):
+    """A trial of a study that is over."""
+
+    number: int
+    name: str
+    status: str
+    start_time: int
+    end_time: int
+    params: dict[str, str]
+    tags: dict[str, str]
+    points: list[Point]
+
+
 def encode(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
@@ -63,6 +77,20 @@ def decode_points(record: Mapping[str, Any], epoch: float | None) -> tuple[list[
             epoch = row_epoch
             points.append(Point("epoch", row_epoch, time, int(step)))
     return points, epoch
+
+
+def encode_trial(trial: Mapping[str, Any]) -> bytes:
+    """`params` and `tags` are flat; a point is (name, value, step, time), of whatever numbers."""
+    plain = {name: int(trial[name]) for name in ("number", "start_time", "end_time")}
+    plain |= {name: str(trial[name]) for name in ("name", "status")}
+    plain |= {name: {key: str(value) for key, value in trial[name].items()} for name in ("params", "tags")}
+    points = [(str(name), float(value), int(step), int(time)) for name, value, step, time in trial["points"]]
+    return encode({"trial": plain | {"points": points}})
+
+
+def decode_trial(plain: Mapping[str, Any]) -> Trial:
+    points = [Point(name, float(value), time, step) for name, value, step, time in plain["points"]]
+    return Trial(**{**plain, "points": points})
 
 
 def decode(line: bytes) -> dict[str, Any]:
