@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from neurofleet import checkpoint, counter
 from neurofleet import experiment as experiments
+from neurofleet.data import EnvironmentDataModule
 from neurofleet.errors import CheckpointError, ConfigError, DivergedError, StoppedError
 from neurofleet.run import Result, plan, run
 from neurofleet.watch import Row
@@ -442,7 +444,7 @@ def test_a_disk_that_refuses_is_an_error(compose: Callable[..., Experiment], tmp
         ("trainer.early_stopping.monitor=7", r"trainer\.early_stopping\.monitor needs"),
         ("data.train_splits=[train,val]", r"trainer\.early_stopping needs validation rows, got none"),
         ("family.hidden=[0]", r"family\.hidden needs"),
-        ("optimizer.lr=-1", r"refuses its settings"),
+        ("optimizer.lr=-1", r"refuses optimizer\.lr=-1"),
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_is_written(
@@ -493,3 +495,37 @@ def test_a_new_run_refuses_the_folder_of_another(compose: Callable[..., Experime
     experiments.save(compose(*MLP, "seed=2"), tmp_path / "experiment.yaml")
     with pytest.raises(CheckpointError, match="of another experiment"):
         run(compose(*MLP, "seed=2"), folder=tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(compose: Callable[..., Experiment], tmp_path: Path) -> None:
+    """One from before loaders had a state of their own."""
+    experiment = compose(*MLP, "trainer.max_epochs=1")
+    run(experiment, folder=tmp_path)
+    tensors, state = checkpoint.load(tmp_path / "checkpoints")
+    del state["loader"]
+    checkpoint.save(tmp_path / "checkpoints", state["step"], tensors, state, keep_last=1)
+    with pytest.raises(CheckpointError, match="of an earlier version, which cannot be gone on from; train afresh"):
+        run(experiment, folder=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("reward_scale", [1.0, math.inf], ids=["finished", "diverged"])
+def test_a_run_closes_every_environment_that_it_opened(
+    reward_scale: float, compose: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, closed = [], []
+    make = EnvironmentDataModule.make
+
+    def watched(self: EnvironmentDataModule, **settings: Any) -> Any:
+        environment = make(self, **settings)
+        close = environment.close
+        monkeypatch.setattr(environment, "close", lambda: (closed.append(id(environment)), close()), raising=True)
+        opened.append(environment)
+        return environment
+
+    monkeypatch.setattr(EnvironmentDataModule, "make", watched)
+    agent = ["family=ppo", "data=env/cartpole", "trainer.max_epochs=1", f"data.reward_scale={reward_scale}"]
+    ends: Any = contextlib.nullcontext() if reward_scale == 1 else pytest.raises(DivergedError)
+    with ends:
+        run(compose(*agent), folder=tmp_path)
+    assert len(opened) >= 8 + 10, "lanes, and the episodes of a validation at least"
+    assert set(closed) == {id(environment) for environment in opened}

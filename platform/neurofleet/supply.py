@@ -12,6 +12,7 @@ from torch import Tensor
 from neurofleet.data import EnvironmentDataModule, ParquetDataModule
 from neurofleet.data.acting import ActingLoader, acting_loader
 from neurofleet.data.episodes import HeldOutEpisodes, film, frame, greedy_history
+from neurofleet.data.lanes import Lanes
 from neurofleet.families._agent import Agent
 from neurofleet.families._base import Family
 from neurofleet.loaders import ChunkLoader, HeldOut, Loader
@@ -43,6 +44,9 @@ class Supply(ABC):
     @abstractmethod
     def leave(self, loader: Loader, history: Sequence[dict[str, float]], *, exhibit: bool) -> tuple[Tensors, Exhibits]:
         """What the trained family says of test data, and what there is to look at if `exhibit`."""
+
+    def close(self) -> None:  # noqa: B027  most have nothing to do
+        """Give back what training and evaluation held open."""
 
 
 class RowSupply(Supply):
@@ -84,17 +88,22 @@ class EpisodeSupply(Supply):
 
     def __init__(self, data: EnvironmentDataModule, agent: Agent, dtype: torch.dtype) -> None:
         self.data, self.agent, self.dtype = data, agent, dtype
+        self._opened: list[Lanes | HeldOutEpisodes] = []
         if data.animate:  # better now than when the agent has learnt
             frame(data)
         self.steps_per_epoch = agent.collection.updates(data.steps_per_epoch, data.num_environments, data.batch_size)
 
     def loader(self, device: torch.device, **settings: Any) -> Loader:
-        return acting_loader(self.data, self.agent, dtype=self.dtype, device=device, **settings)
+        loader = acting_loader(self.data, self.agent, dtype=self.dtype, device=device, **settings)
+        self._opened.append(loader.lanes)
+        return loader
 
     def held_out(self, stage: str, device: torch.device, *, rank: int, world_size: int) -> HeldOutEpisodes:
-        return HeldOutEpisodes(
+        episodes = HeldOutEpisodes(
             self.data, self.agent, stage, dtype=self.dtype, device=device, rank=rank, world_size=world_size
         )
+        self._opened.append(episodes)
+        return episodes
 
     def leave(self, loader: Loader, history: Sequence[dict[str, float]], *, exhibit: bool) -> tuple[Tensors, Exhibits]:
         assert isinstance(loader, ActingLoader)
@@ -107,6 +116,10 @@ class EpisodeSupply(Supply):
         }
         shown = {"return_curve": curve | greedy_history(history), "animation": animation} if exhibit else {}
         return predictions, {picture: arrays for picture, arrays in shown.items() if arrays}
+
+    def close(self) -> None:
+        while self._opened:
+            self._opened.pop().close()
 
 
 def supply(data: ParquetDataModule | EnvironmentDataModule, family: Family, dtype: torch.dtype) -> Supply:

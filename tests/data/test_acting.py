@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import gymnasium
@@ -250,5 +251,6 @@ def test_a_film_shows_an_episode() -> None:
     assert predictions["observations"].shape == (length, 4)
     frames = animation["frames"]
     assert frames.dtype is torch.uint8
-    assert frames.shape == (-(-length // 5), 100, 150, 3)
-    assert not torch.equal(frames[0], frames[-1])
+    assert frames.shape == (-(-length // 5) + 1, 200, 300, 3)
+    assert animation["steps"].tolist() == [*range(0, length, 5), length], "the end, too"
+    assert all(not torch.equal(before, after) for before, after in itertools.pairwise(frames))

@@ -17,7 +17,7 @@ from neurofleet.errors import ConfigError
 from neurofleet.experience import Actor, Episodes
 
 STAGES = {"val": 1, "test": 2}
-NUM_FRAMES, FRAME_SIDE = 100, 160  # of an animation, at most
+NUM_FRAMES, FRAME_SIDE = 100, 320  # of an animation, at most; beside them the one that an episode ends with
 
 
 def seeds(stage: str, size: int) -> list[int]:
@@ -45,6 +45,10 @@ class HeldOutEpisodes:
         self.seeds = all_seeds[len(all_seeds) * rank // world_size : len(all_seeds) * (rank + 1) // world_size]
         self.module, self.agent, self.dtype, self.device = module, agent, dtype, device
         self.environments = [module.make() for _ in self.seeds]
+
+    def close(self) -> None:
+        for environment in self.environments:
+            environment.close()
 
     def __len__(self) -> int:
         return 1
@@ -77,7 +81,7 @@ def film(
     module: EnvironmentDataModule, agent: Actor, *, dtype: torch.dtype, device: torch.device, animate: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The first test episode: {observations [T,*shape], outputs [T,...]} of each step, and for the animation
-    {frames uint8 [F,height,width,3], rewards [T]}, or nothing without `animate`."""
+    {frames uint8 [F,height,width,3], steps [F] before each, rewards [T]}, or nothing without `animate`."""
     environment = module.make(render=animate)
     assert environment.spec is not None
     assert environment.spec.max_episode_steps is not None
@@ -85,11 +89,13 @@ def film(
     seen, _ = environment.reset(seed=seeds("test", 1)[0])
     told: dict[str, list[Tensor]] = {"observations": [], "outputs": []}
     frames: list[np.ndarray] = []
+    steps: list[int] = []
     rewards: list[float] = []
     over = False
     while not over:
         if animate and len(rewards) % every == 0:
             frames.append(_small(environment.render()))
+            steps.append(len(rewards))
         observations = torch.tensor(np.asarray(seen)[None], dtype=dtype, device=device)
         outputs = agent(observations)
         command = module.commands(agent.greedy(observations).cpu().numpy())[0, ...]
@@ -98,11 +104,15 @@ def film(
         told["observations"].append(observations)
         told["outputs"].append(outputs)
         over = bool(terminated or truncated)
+    if animate:
+        frames.append(_small(environment.render()))
+        steps.append(len(rewards))
     environment.close()
     predictions = {name: torch.cat(column) for name, column in told.items()}
     if not animate:
         return predictions, {}
-    return predictions, {"frames": torch.from_numpy(np.stack(frames)), "rewards": torch.tensor(rewards)}
+    numbers = {"steps": torch.tensor(steps), "rewards": torch.tensor(rewards)}
+    return predictions, {"frames": torch.from_numpy(np.stack(frames)), **numbers}
 
 
 def frame(module: EnvironmentDataModule) -> np.ndarray:

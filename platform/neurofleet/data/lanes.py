@@ -49,6 +49,10 @@ class Lanes:
         for lane in range(size):
             self._begin(lane, 0)
 
+    def close(self) -> None:
+        for environment in self.environments:
+            environment.close()
+
     def _begin(self, lane: int, episode: int) -> None:
         seed = counter.fold(self.seed, EPISODE_SITE, lane, episode)
         assert isinstance(seed, int)
