@@ -90,13 +90,16 @@ class WorkerError(RunError):
     pass
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """A hint that ends an error about an unknown name: the closest known names, or all of them if none is close."""
+def nearest(name: str, known: Iterable[str], count: int = 3, prefix: str = "") -> str:
+    """A hint that ends an error about an unknown name: the closest known names, or all of them if none is close.
+
+    prefix: what stands before each of them, and says nothing about which is close
+    """
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
     if close:
-        return f"did you mean {', '.join(close)}?"
-    return f"known: {', '.join(names)}" if names else "there are none yet"
+        return f"did you mean {', '.join(prefix + one for one in close)}?"
+    return f"known: {', '.join(prefix + one for one in names)}" if names else "there are none yet"
 
 
 @contextlib.contextmanager

@@ -19,16 +19,18 @@ if TYPE_CHECKING:
     from neurofleet.families._base import Family, Recipe
 
 
-def build(config: Mapping[str, Any], **given: Any) -> Any:
+def build(config: Mapping[str, Any], where: str = "", /, **given: Any) -> Any:
     """Call the config's `_target_` with its other keys and `given`; the target's signature is the schema.
 
     A key whose value has a `_target_` of its own is given as a function that builds it from what it still lacks.
+    where: the config's place in the experiment, as in `family.encoder`, for messages
 
     Raises:
         ConfigError: a forbidden target; a key that the signature lacks, or lacks of it; a value of the wrong type.
     """
-    values = {key: _nested(value) for key, value in config.items() if key != "_target_"}
     target = check_target(config.get("_target_"))
+    places = {key: f"{where or target}.{key}" for key in config if key != "_target_"}
+    values = {key: _nested(config[key], place) for key, place in places.items()}
     module, name = target.rsplit(".", 1)
     factory = getattr(importlib.import_module(module), name)
     parameters = inspect.signature(factory).parameters
@@ -41,7 +43,7 @@ def build(config: Mapping[str, Any], **given: Any) -> Any:
     except NameError:  # a user's class that imports its types for the type checker only
         hints = {}
     for key, value in values.items():
-        _check_type(f"{target}: {key}", value, hints.get(key))
+        _check_type(places[key], value, hints.get(key))
     named = {key: one for key, one in parameters.items() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
     required = {key for key, parameter in named.items() if parameter.default is parameter.empty}
     lacking = sorted(required - set(values) - set(given))
@@ -57,15 +59,22 @@ def build(config: Mapping[str, Any], **given: Any) -> Any:
         RuntimeError,
         MemoryError,
     ) as error:  # third parties' checks, and sizes beyond memory
-        raise ConfigError(f"{target} refuses its settings: {error}") from error
+        blamed = [f"{places[key]}={config[key]}" for key in _named_in(f"{error}", values)]
+        raise ConfigError(f"{target} refuses {', '.join(blamed) or 'its settings'}: {error}") from error
 
 
-def _nested(value: Any) -> Any:
+def _nested(value: Any, place: str) -> Any:
     """A config within a config (the encoder of a siamese network) becomes a function that builds it."""
     if isinstance(value, Mapping) and "_target_" in value:
         check_target(value["_target_"])
-        return functools.partial(build, value)
+        return functools.partial(build, value, place)
     return value
+
+
+def _named_in(message: str, values: Mapping[str, Any]) -> list[str]:
+    """Keys of the value that a message ends with: torch tells the value, and not what it is called."""
+    told = message.rpartition(" ")[2]
+    return [key for key, value in values.items() if told in map(str, value if isinstance(value, list) else [value])]
 
 
 def _check_type(where: str, value: Any, hint: Any) -> None:
@@ -87,7 +96,7 @@ def _check_type(where: str, value: Any, hint: Any) -> None:
 
 
 def build_data(experiment: Experiment) -> ParquetDataModule:
-    return build(experiment["data"])
+    return build(experiment["data"], "data")
 
 
 def build_family(experiment: Experiment, spec: DataSpec) -> Family:
@@ -101,7 +110,7 @@ def build_family(experiment: Experiment, spec: DataSpec) -> Family:
         raise MismatchError(f"{error}; families that fit: {', '.join(fitting_families(spec)) or 'none'}") from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment["seed"])
-        return build(experiment["family"], spec=spec)
+        return build(experiment["family"], "family", spec=spec)
 
 
 def build_recipe(
@@ -109,10 +118,10 @@ def build_recipe(
 ) -> Recipe:
     from neurofleet.families._base import Recipe
 
-    build(experiment["optimizer"], params=_probe())  # a wrong setting shows now, not at the first step
+    build(experiment["optimizer"], "optimizer", params=_probe())  # a wrong setting shows now, not at the first step
     return Recipe(
-        optimizer=lambda parameters: build(experiment["optimizer"], params=parameters),
-        schedule=build(experiment["schedule"]),
+        optimizer=lambda parameters: build(experiment["optimizer"], "optimizer", params=parameters),
+        schedule=build(experiment["schedule"], "schedule"),
         seed=experiment["seed"],
         num_steps=num_steps,
         log_every_n_steps=log_every_n_steps,

@@ -55,11 +55,16 @@ def as_text(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{as_text(key)}:{as_text(one)}" for key, one in value.items()) + "}"
+        return "{" + ",".join(f"{_as_key(key)}:{as_text(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(as_text, value)) + "]"
     word = re.fullmatch(r"[A-Za-z_][\w./-]*", value, re.ASCII) and value.lower() not in _RESERVED
     return value if word else QuotedString(value, Quote.single).with_quotes()
+
+
+def _as_key(key: Any) -> str:
+    """Hydra takes no quotes around a dict's keys."""
+    return re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", key) if isinstance(key, str) else as_text(key)
 
 
 _RESERVED = frozenset({"null", "true", "false", "nan", "inf"})
@@ -78,6 +83,12 @@ def explained() -> Iterator[None]:
         raise ConfigError(_missing(error)) from None
     except HydraException as error:
         raise ConfigError(_wrong_key(error)) from None
+    except ValueError as error:
+        if not f"{error}".startswith("Config group override must be"):
+            raise
+        raise ConfigError(
+            "what names a config file has to be text; leave it out for none, or delete it: ~NAME"
+        ) from None
     finally:
         if before is None:
             del os.environ["HYDRA_FULL_ERROR"]
