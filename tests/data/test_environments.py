@@ -60,7 +60,12 @@ def test_the_digest_is_of_what_decides() -> None:
     ("override", "message"),
     [
         ("data.environment='os:CartPole-v1'", "needs gymnasium's id"),
-        ("data.environment=CartPool-v1", "CartPool-v1 cannot be made"),
+        (
+            "data.environment=CartPool-v1",
+            "needs an id that gymnasium registers, got 'CartPool-v1'; did you mean CartPole",
+        ),
+        ("data.environment=CartPole-v9", "got 'CartPole-v9'; did you mean CartPole-v[01]"),
+        ("data.package=highway_env data.environment=highwy-v0", "got 'highwy-v0'; did you mean highway-v0"),
         ("data.package=os", "data.package needs one of gymnasium, highway_env, got 'os'"),
         ("+data.settings.render_mode=human", "data.settings may not hold render_mode"),
         ("+data.settings.gravity=1", "cannot be made"),

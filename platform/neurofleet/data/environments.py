@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neurofleet.errors import ConfigError
+from neurofleet.errors import ConfigError, nearest
 from neurofleet.spec import DataSpec
 
 if TYPE_CHECKING:
@@ -99,6 +99,11 @@ class EnvironmentDataModule:
 
                 if self.package != "gymnasium":
                     gymnasium.register_envs(importlib.import_module(self.package))
+                if self.environment not in gymnasium.registry:
+                    hint = nearest(self.environment, gymnasium.registry)
+                    raise ConfigError(
+                        f"data.environment needs an id that {self.package} registers, got {self.environment!r}; {hint}"
+                    )
                 mode = "rgb_array" if render else None
                 made = gymnasium.make(
                     self.environment,
@@ -107,6 +112,8 @@ class EnvironmentDataModule:
                     render_mode=mode,
                     **self.settings,
                 )
+            except ConfigError:
+                raise
             except ImportError as error:
                 raise ConfigError(
                     f"data.environment={self.environment} needs what is not installed ({error}); "
