@@ -33,6 +33,8 @@ def every_dtype() -> dict[str, Tensor]:
     tensors |= {"scalar": torch.tensor(1.5), "empty": torch.zeros(0, 4), "one": torch.ones(1, 1, dtype=torch.int64)}
     tensors |= {"transposed": torch.arange(6.0).reshape(2, 3).T, "extremes": torch.tensor([torch.inf, torch.nan, -0.0])}
     tensors["channels_last"] = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    tensors["empty, stride 0"] = torch.empty_strided((0,), (0,), dtype=torch.int64)
+    tensors["one of every fifth"] = torch.arange(10)[3::5][:1]
     tensors["umlaut ä"] = torch.tensor([True, False])
     return tensors
 

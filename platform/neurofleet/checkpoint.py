@@ -117,7 +117,8 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     parts, offset = [], 0
     for name in sorted(tensors, key=lambda name: (_ORDER[tensors[name].dtype], name)):
         tensor = tensors[name].detach().cpu().contiguous()
-        raw = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+        # Of no or one element any stride counts as contiguous, and only a stride of one can be seen as bytes.
+        raw = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().tobytes()
         place = [offset, offset + len(raw)]
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
         parts.append(raw)
