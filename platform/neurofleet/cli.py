@@ -75,7 +75,7 @@ def data() -> None:
 
 @data.command("list")
 def data_list() -> None:
-    """All datasets: rows, kind, task, digest."""
+    """All datasets: rows, kind, task; digests where there is room."""
     from rich.console import Console
 
     from neurofleet.data import catalog

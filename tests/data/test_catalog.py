@@ -96,14 +96,29 @@ def printed(console: Console) -> str:
 def test_the_printed_listing(project: Path, console: Console) -> None:
     catalog.print_listing(console)
     lines = printed(console).splitlines()
-    (tags,) = [line for line in lines if " tags " in line]
-    for word in ("prepared", "multilabel", "tabular", "70", "10", "20", folder_digest(project / "data" / "tags")[:12]):
-        assert f" {word} " in tags
+    (tags,) = [line.split() for line in lines if line.startswith("tags ")]
+    digest = folder_digest(project / "data" / "tags")[:12]
+    assert tags == ["tags", "prepared", "multilabel", "tabular", "3", "70", "10", "20", digest]
     text = " ".join(lines)
     assert (
         "make a missing one with: neurofleet data prepare basic_motions speech needs the clips of five Debian" in text
     )
     assert "apt-get install asterisk-core-sounds-en-wav" in text
+
+
+def test_the_listing_is_whole_in_80_columns(project: Path) -> None:
+    shipped = Path(__file__).resolve().parents[2] / "data"
+    for folder in shipped.glob("[!.]*"):  # those with the longest names, where they are prepared
+        (project / "data" / folder.name).symlink_to(folder)
+    console = Console(file=io.StringIO(), width=80)
+    catalog.print_listing(console)
+    table = printed(console).split("environments, in")[0].splitlines()
+    assert max(map(len, table)) <= 80
+    begins = [line.split()[0] for line in table[2:]]
+    assert begins == catalog.known(), "one line each, and no name cut"
+    assert [line.split() for line in table if line.startswith("pictures ")] == [
+        ["pictures", "untracked", "multiclass", "image", "3x4x5", "70", "10", "20"]
+    ]
 
 
 def test_the_printed_page_of_a_dataset(project: Path, console: Console) -> None:

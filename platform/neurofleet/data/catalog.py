@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-
+WIDE = 92  # columns of text, with room for digests in a listing
 # What a dataset needs beyond Python's packages; `dvc repro` leaves these out.
 NEEDS = {
     "speech": "the clips of five Debian packages: apt-get install "
@@ -121,24 +121,27 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def print_listing(console: Console) -> None:
-    """A table of all datasets."""
+    """A table of all datasets; 80 columns of text have no room for the digests, which stand on each one's page."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     summaries = listing()
-    table = Table("name", "state", "task", "kind", "shape", "train", "val", "test", "digest")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    for name in ("name", "state", "task", "inputs", *STAGES, *(["digest"] if console.width >= WIDE else [])):
+        table.add_column(name, overflow="fold", justify="right" if name in STAGES else "left")
     for summary in summaries:
         if summary["state"] == "missing":
-            table.add_row(summary["name"], "[yellow]missing[/]", *[""] * 7)
+            table.add_row(summary["name"], "[yellow]missing[/]")
             continue
-        table.add_row(
+        cells = [
             summary["name"],
             _coloured(summary["state"]),
             summary["task"],
-            summary["kind"],
-            _shape(summary["shape"]),
+            f"{summary['kind']} {_shape(summary['shape'])}",
             *(str(summary["num_rows"][stage]) for stage in STAGES),
             summary["digest"][:12],
-        )
+        ]
+        table.add_row(*cells[: len(table.columns)])
     console.print(table)
     console.print(f"environments, in which agents make their own data: {', '.join(environments())}", highlight=False)
     missing = [summary["name"] for summary in summaries if summary["state"] == "missing"]
