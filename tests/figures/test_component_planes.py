@@ -15,9 +15,10 @@ def test_a_plane_for_each_input(tmp_path: Path, made_spec: Any) -> None:
     panels = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title() for axes in panels] == ["w", "x", "y", "z"]
     assert panels[1].collections[0].get_array().tolist() == [6, 7, 8, 9, 10, 11]
+    assert figure.get_suptitle() == "made: component planes"
 
 
-def test_of_many_inputs_those_that_differ_most(made_spec: Any) -> None:
+def test_of_many_inputs_those_that_differ_most(tmp_path: Path, made_spec: Any) -> None:
     spec = dataclasses.replace(made_spec, kind="sequence", shape=(15, 2), input_mean=(0.0,) * 2, input_std=(1.0, 100.0))
     planes = np.zeros((30, 1, 2))
     planes[:, 0, 1] = np.arange(30)
@@ -25,6 +26,8 @@ def test_of_many_inputs_those_that_differ_most(made_spec: Any) -> None:
     assert len(chosen) == MOST_PLANES
     assert set(range(0, 30, 2)) - set(chosen) == {0}, "channel 1 varies by less of its standard deviation"
     assert name_of(spec, 5) == "step 2, channel 1"
+    figure = component_planes(tmp_path / "c.png", spec=spec, planes=planes, hexagonal=np.array(False))
+    assert "the 20 of 30 inputs that differ most between units" in figure.get_suptitle()
 
 
 def test_units_of_images_are_images(tmp_path: Path, made_spec: Any) -> None:

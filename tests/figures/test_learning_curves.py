@@ -19,6 +19,7 @@ HISTORY = [
 
 def test_one_panel_a_metric_with_the_best_marked(tmp_path: Path) -> None:
     figure = learning_curves(HISTORY, tmp_path / "curves.png", title="mlp on digits")
+    assert figure.get_suptitle() == "mlp on digits"
     assert [axes.get_title() for axes in figure.axes] == ["loss", "accuracy"]
     loss, accuracy = figure.axes
     training, validation, best = loss.lines
@@ -30,7 +31,7 @@ def test_one_panel_a_metric_with_the_best_marked(tmp_path: Path) -> None:
 
 
 def test_writes_a_png_of_sensible_size(tmp_path: Path) -> None:
-    learning_curves(HISTORY, tmp_path / "curves.png")
+    learning_curves(HISTORY, tmp_path / "curves.png", title="mlp on digits")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     height, width, _ = matplotlib.image.imread(tmp_path / "curves.png").shape
     assert 400 < height < 1000
@@ -39,20 +40,22 @@ def test_writes_a_png_of_sensible_size(tmp_path: Path) -> None:
 
 def test_rows_may_lack_metrics_and_hold_infinities(tmp_path: Path) -> None:
     history = [{"step": 1, "train/loss": 3.0}, {"step": 2, "val/loss": math.nan}, {"step": 3, "val/loss": 2.0}]
-    figure = learning_curves(history, tmp_path / "curves.png")
+    figure = learning_curves(history, tmp_path / "curves.png", title="mlp on digits")
     training, _, best = figure.axes[0].lines
     assert training.get_xydata().tolist() == [[1, 3.0]]
     assert best.get_xydata().tolist() == [[3, 2.0]]
 
 
 def test_leftover_panels_are_hidden(tmp_path: Path) -> None:
-    figure = learning_curves([{"step": 1} | {f"train/{name}": 1.0 for name in "abcd"}], tmp_path / "curves.png")
+    figure = learning_curves(
+        [{"step": 1} | {f"train/{name}": 1.0 for name in "abcd"}], tmp_path / "curves.png", title="mlp on digits"
+    )
     assert [axes.get_visible() for axes in figure.axes] == [True] * 4 + [False] * 2
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one"):
-        learning_curves([{"step": 1, "epoch": 1}], tmp_path / "curves.png")
+        learning_curves([{"step": 1, "epoch": 1}], tmp_path / "curves.png", title="mlp on digits")
 
 
 BEST = {
@@ -85,5 +88,7 @@ def test_every_score_of_every_shipped_experiment_is_judged() -> None:
 
 
 def test_a_metric_that_is_neither_good_nor_bad_has_no_best_value(tmp_path: Path) -> None:
-    figure = learning_curves([{"step": 1, "val/spikes": 3.0}, {"step": 2, "val/spikes": 2.0}], tmp_path / "curves.png")
+    figure = learning_curves(
+        [{"step": 1, "val/spikes": 3.0}, {"step": 2, "val/spikes": 2.0}], tmp_path / "curves.png", title="mlp on digits"
+    )
     assert len(figure.axes[0].lines) == 1

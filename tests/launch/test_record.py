@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from neurofleet import checkpoint
+from neurofleet import experiment as experiments
+from neurofleet.figures import learning_curves
 from neurofleet.launch.record import draw
 from neurofleet.spec import DataSpec
 
@@ -37,6 +39,7 @@ def finished(tmp_path: Path) -> Path:
         source="by hand",
     )
     spec.save(tmp_path / "spec.json")
+    experiments.save(experiments.compose(["data=wine", "data.name=income"]), tmp_path / "experiment.yaml")
     history = [{"step": 3, "epoch": 1, "train/loss_epoch": 0.5, "val/loss": 0.6}]
     (tmp_path / "history.json").write_text(json.dumps(history))
     outputs, targets = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]]), torch.tensor([0, 1, 1])
@@ -64,6 +67,13 @@ def test_dollars_are_no_formulas(finished: Path, capsys: pytest.CaptureFixture[s
     assert [path.name for path in drawn] == ["learning_curves.png", "confusion_matrix.png", "worst_mistakes.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
     assert capsys.readouterr().err == ""
+
+
+def test_learning_curves_say_what_learnt(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = []
+    monkeypatch.setattr(learning_curves, "learning_curves", lambda history, path, *, title: titles.append(title))
+    draw(finished)
+    assert titles == ["mlp on income: learning curves"]
 
 
 def test_a_picture_that_cannot_be_drawn_costs_the_others_nothing(

@@ -40,8 +40,11 @@ def component_planes(path: Path, *, spec: DataSpec, planes: np.ndarray, hexagona
         cells = draw_cells(axes, planes[index], bool(hexagonal), cmap="viridis")
         figure.colorbar(cells, ax=axes, shrink=0.8).ax.tick_params(labelsize=6)
         axes.set_title(name_of(spec, index), fontsize=8)
-    left_out = f", {len(chosen)} of {len(planes)}" if len(chosen) < len(planes) else ""
-    figure.suptitle(f"{spec.name}: component planes{left_out}", fontsize="medium")
+    title = f"{spec.name}: component planes"
+    if len(chosen) < len(planes):
+        which = f"the {len(chosen)} of {len(planes)} inputs that differ most between units"
+        title += f"\n{which}, each measured in its own standard deviation"
+    figure.suptitle(title, fontsize="medium")
     figure.savefig(path)
     return figure
 

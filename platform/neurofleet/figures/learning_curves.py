@@ -21,7 +21,7 @@ NEITHER = {"length", "rate", "score", "spikes", "units", "value"}
 NAMES = {"train": "training", "val": "validation"}
 
 
-def learning_curves(history: Sequence[Mapping[str, float]], path: Path, *, title: str = "Learning curves") -> Figure:
+def learning_curves(history: Sequence[Mapping[str, float]], path: Path, *, title: str) -> Figure:
     """Draw rows {"step", "epoch", "train/loss", "val/loss", ...} and write a PNG; returns the figure.
 
     A row need not hold every metric.  The losses come first; the best validation value of each panel is marked.
