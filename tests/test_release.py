@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from neurofleet import data, experiment, release
-from neurofleet.errors import ConfigError, RunError
+from neurofleet.errors import ConfigError, DataError, RunError
 from neurofleet.spec import DataSpec
 from neurofleet.tracking import Tracker, store_uri
 
@@ -254,10 +254,55 @@ def test_each_kind_has_an_example_that_it_takes() -> None:
         assert encoded.shape == (1, *spec.shape)
         assert kind not in ("sequence", "environment") or encoded.abs().max() == 0, "the mean"
         assert kind != "text" or encoded.tolist() == [[2, 3, 4, 0, 0, 0]]
-        described = release.signature(spec, None).inputs.to_dict()
-        assert [column["type"] for column in described] == {"text": ["string"], "categorical": ["long"] * 2}.get(
-            kind, ["tensor"]
-        )
+        inputs = release.signature(spec, None).inputs
+        columns = {"text": ["string"], "categorical": ["long"] * 2}.get(kind)
+        assert (None if inputs is None else [column["type"] for column in inputs.to_dict()]) == columns
+
+
+WALK = dataclasses.replace(
+    TABLE, name="walk", kind="sequence", shape=(4, 2), inputs=("walk",), input_mean=(1.0, 2.0), input_std=(1.0, 3.0)
+)
+CART = dataclasses.replace(
+    TABLE,
+    name="cart",
+    kind="environment",
+    task="control",
+    inputs=("place", "speed", "angle"),
+    input_mean=(0.0,) * 3,
+    input_std=(1.0,) * 3,
+    targets=(),
+    classes=("left", "right"),
+    target_mean=(),
+    target_std=(),
+    split="official",
+)
+
+
+@pytest.mark.parametrize(("spec", "family"), [(WALK, "rnn"), (CART, "dqn")], ids=["sequences", "observations"])
+def test_numbers_are_taken_in_any_form(spec: DataSpec, family: str, run_id: str, tmp_path: Path) -> None:
+    import mlflow
+
+    leave(tmp_path, spec, family)
+    version = release.register(run_id, tmp_path, f"{spec.name}-{family}", {})
+    with release._mlflow():
+        model = mlflow.pyfunc.load_model(f"models:/{spec.name}-{family}/{version}")
+    rows = np.random.default_rng(0).integers(-3, 3, (5, *spec.shape)).astype(np.float64)
+    forms: list[Any] = [rows, rows.astype(np.float32), rows.astype(np.int64), rows.tolist(), list(rows)]
+    if spec is CART:
+        forms += [pd.DataFrame(rows, columns=list(spec.inputs))[["speed", "angle", "place"]]]
+    expected = model.predict(rows)
+    assert len(expected) == 5
+    for given in forms:
+        pd.testing.assert_frame_equal(model.predict(given), expected)
+    with pytest.raises(DataError, match=r"needs rows of shape \("):
+        model.predict(np.zeros((2, 3, 4, 5)))
+    if spec is WALK:
+        ragged = [rows[0, :2].tolist(), rows[1].tolist()]
+        alone = pd.concat([model.predict([row]) for row in ragged], ignore_index=True)
+        pd.testing.assert_frame_equal(model.predict(ragged), alone)
+    else:
+        with pytest.raises(DataError, match="got lists of other lengths"):
+            model.predict([[1.0, 2.0, 3.0], [1.0]])
 
 
 def test_a_family_may_name_its_outputs() -> None:

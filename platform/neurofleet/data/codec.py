@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def encode(table: pa.Table | pd.DataFrame | np.ndarray, spec: DataSpec, where: str = "the input") -> torch.Tensor:
+def encode(
+    table: pa.Table | pd.DataFrame | np.ndarray | list[Any], spec: DataSpec, where: str = "the input"
+) -> torch.Tensor:
     """Raw inputs to a network's tensor [N,*shape]: float32, or int64 for indices and tokens.
 
     In: a pyarrow Table or pandas DataFrame that has the spec's columns (others are ignored; an image or a sequence is
     one column of lists or arrays, flat or nested; text is one column of strings), or a numpy array [N,*shape] (text:
-    [N] strings).  A sequence may have fewer steps than the spec's; NaN stands after its end.  `where` names them in
-    errors.
+    [N] strings), or the same as lists.  A sequence may have fewer steps than the spec's; NaN stands after its end.
+    `where` names them in errors.
     Raises DataError for a missing column, NaN, text, pixels outside 0 to 255, unknown indices, a wrong shape.
     """
     values = inputs.input_array(table, spec, where)

@@ -1,14 +1,15 @@
 """The inputs of each kind as one checked numpy array, whatever they came as: Parquet, a DataFrame, arrays.
 
 Beside a pyarrow Table or a pandas DataFrame with the spec's columns, a plain numpy array is taken: [N,*shape] numbers,
-or [N] strings for text.  An image or a sequence in a table is one column of lists or arrays, flat (C order) or nested.
-A sequence may be shorter than the spec's: it is filled up with NaN, which stands after the end of a sequence and
-nowhere else.
+or [N] strings for text; or the same as lists.  An image or a sequence in a table is one column of lists or arrays, flat
+(C order) or nested.  A sequence may be shorter than the spec's: it is filled up with NaN, which stands after the end of
+a sequence and nowhere else.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from neurofleet.spec import DataSpec
 def input_array(table: Any, spec: DataSpec, where: str) -> np.ndarray:
     """Raw inputs [N,*shape]: float64 for tables and sequences; int64 for indices and tokens; for images uint8 as
     stored, or float32 if they came so."""
+    if isinstance(table, list):
+        table = _array_of(table, spec, where)
     match spec.kind:
         case "text":
             return texts.token_array(texts.text_column(table, spec.inputs[0], where), spec, where)
@@ -40,6 +43,16 @@ def input_array(table: Any, spec: DataSpec, where: str) -> np.ndarray:
             tables.check_labels(values[:, index], size, column, where, "the indices seen at the source")
         return values.astype(np.int64)
     return values
+
+
+def _array_of(rows: list[Any], spec: DataSpec, where: str) -> np.ndarray:
+    """Lists of numbers as an array; sequences may be of different lengths."""
+    if spec.kind == "sequence":
+        return _filled_up(rows, spec, where)
+    try:
+        return np.asarray(rows)
+    except ValueError as error:
+        raise DataError(f"{where} needs rows of shape {spec.shape}, got lists of other lengths ({error})") from error
 
 
 def _image_array(table: Any, spec: DataSpec, where: str) -> np.ndarray:
@@ -100,7 +113,12 @@ def _sequence_column(table: Any, spec: DataSpec, where: str) -> np.ndarray:
     column = table.column(name).combine_chunks() if isinstance(table, pa.Table) else table[name]
     if isinstance(column, pa.Array) and pa.types.is_fixed_size_list(column.type):
         return _list_column(column, f"{where}: column {name!r}", "float64", "entry")
-    rows = column.to_pylist() if isinstance(column, pa.Array) else list(column)
+    return _filled_up(column.to_pylist() if isinstance(column, pa.Array) else list(column), spec, where)
+
+
+def _filled_up(rows: Sequence[Any], spec: DataSpec, where: str) -> np.ndarray:
+    """Sequences [T,C] or [T*C] of any length to [N,T,C], with NaN after their end."""
+    name = spec.inputs[0]
     values = np.full((len(rows), *spec.shape), np.nan)
     for index, row in enumerate(rows):
         try:

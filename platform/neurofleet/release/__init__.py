@@ -106,11 +106,11 @@ def _create_version(run_id: str, name: str, logged: Any, tags: Mapping[str, str]
 
 def example(spec: DataSpec) -> Any:
     """One row in raw units, the mean of the training rows: a table with its column names; an image as bytes, a
-    sequence as numbers; the first of the indices; the first words of the vocabulary."""
+    sequence or an observation as numbers; the first of the indices; the first words of the vocabulary."""
     if len(spec.shape) == 3:  # images, which an agent may see, too
         image = np.broadcast_to(np.asarray(spec.input_mean).reshape(-1, 1, 1), spec.shape)[None]
         return image.round().astype(np.uint8) if spec.kind == "image" else image.astype(np.float64)
-    if spec.kind == "sequence":
+    if spec.kind in ("sequence", "environment"):
         return np.broadcast_to(np.asarray(spec.input_mean), spec.shape).astype(np.float64)[None]
     import pandas as pd
 
@@ -122,7 +122,11 @@ def example(spec: DataSpec) -> Any:
 
 
 def signature(spec: DataSpec, output_names: Sequence[str] | None) -> ModelSignature:
-    """What goes in and what `decode` gives out; `output_names` are the family's."""
+    """What goes in and what `decode` gives out; `output_names` are the family's.
+
+    Sequences and observations are left to `encode`: MLflow would hold them to one of float32 and float64, and to arrays
+    of one length.
+    """
     import pandas as pd
     import torch
     from mlflow.models import ModelSignature
@@ -130,12 +134,12 @@ def signature(spec: DataSpec, output_names: Sequence[str] | None) -> ModelSignat
 
     from neurofleet.data import decode
 
-    arrays = {"image": "uint8", "sequence": "float64"}
-    columns = {"text": "string", "categorical": "long"}
-    if spec.kind in arrays or len(spec.shape) > 1:
-        inputs = Schema([TensorSpec(np.dtype(arrays.get(spec.kind, "float64")), (-1, *spec.shape))])
-    else:
-        inputs = Schema([ColSpec(columns.get(spec.kind, "double"), name) for name in spec.inputs])
+    columns = {"tabular": "double", "text": "string", "categorical": "long"}
+    inputs = None
+    if spec.kind == "image":
+        inputs = Schema([TensorSpec(np.dtype("uint8"), (-1, *spec.shape))])
+    elif spec.kind in columns:
+        inputs = Schema([ColSpec(columns[spec.kind], name) for name in spec.inputs])
     answer = decode(torch.zeros(1, len(output_names or ()) or spec.num_outputs), spec, output_names)
     kinds = {
         name: "double"

@@ -14,7 +14,8 @@ from neurofleet.spec import DataSpec
 
 
 class Release(PythonModel):
-    """In: a table with the spec's input columns, or images or sequences [N,*shape].  Out: `data.decode`'s table."""
+    """In: a table with the spec's input columns, or images, sequences or observations [N,*shape], as an array or, but
+    for images, as lists.  Out: `data.decode`'s table."""
 
     def load_context(self, context: Any) -> None:
         self.spec = DataSpec.load(Path(context.artifacts["spec"]))
@@ -23,7 +24,7 @@ class Release(PythonModel):
         self.family.load_state_dict(load_file(context.artifacts["weights"]), strict=True)
         self.family.eval()
 
-    # The model's signature says what comes in (images come as an array); MLflow reads annotations as advice, and a
+    # The model's signature says what comes in (some of it as an array); MLflow reads annotations as advice, and a
     # DataFrame is the one about which it does not warn.
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
         dtype = next(self.family.parameters()).dtype
