@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -17,6 +18,9 @@ from neurofleet import experiment, paths
 from neurofleet.data import EnvironmentDataModule
 from neurofleet.data.catalog import NEEDS
 from neurofleet.errors import MismatchError
+from neurofleet.experiment.check import GRID, SEARCH_SECTIONS
+from neurofleet.experiment.compose import composed as composed_config
+from neurofleet.experiment.compose import plain
 from neurofleet.spec import DataSpec
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -66,9 +70,12 @@ def assert_holds(composed: dict[str, Any], own: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("group", "option"), CHOICES, ids=lambda part: part)
 def test_each_choice_composes(group: str, option: str) -> None:
-    composed = experiment.compose([f"{group}={option}"])
-    assert set(composed) == set(experiment.SECTIONS)
-    if group in experiment.SECTIONS:
+    if group in SEARCH_SECTIONS:
+        composed = experiment.check_search(plain(composed_config("tune", [f"{group}={option}"])))
+    else:
+        composed = experiment.compose([f"{group}={option}"])
+        assert set(composed) == set(experiment.SECTIONS)
+    if group in (*experiment.SECTIONS, *SEARCH_SECTIONS):
         own = read(CONFIGS / group / f"{option}.yaml")
         said = own.get(group, own)  # one that also chooses from another group stands at the top
         assert_holds(composed[group], {key: value for key, value in said.items() if key != "defaults"})
@@ -135,6 +142,23 @@ def test_each_schedule_builds(schedule: str) -> None:
 @pytest.mark.parametrize("trainer", options("trainer"))
 def test_each_trainer_builds(trainer: str) -> None:
     assert experiment.build(experiment.compose([f"trainer={trainer}"])["trainer"]) is not None
+
+
+@pytest.mark.parametrize("search", options("search"))
+def test_each_sampler_draws(search: str) -> None:
+    section = experiment.check_search(plain(composed_config("tune", [f"search={search}"])))["search"]
+    given = {"search_space": {"lr": [0.1, 0.2]}} if section["sampler"]["_target_"] == GRID else {}
+    sampler = experiment.build(section["sampler"], "search.sampler", seed=section["seed"], **given)
+    directions = ["minimize" for _ in section["metric"]] if isinstance(section["metric"], list) else ["minimize"]
+    study = optuna.create_study(sampler=sampler, directions=directions)
+    lr = optuna.distributions.FloatDistribution(0.1, 0.2, step=0.1)
+    assert study.ask({"lr": lr}).params["lr"] in (0.1, 0.2)
+
+
+@pytest.mark.parametrize("scheduler", options("scheduler"))
+def test_each_scheduler_builds(scheduler: str) -> None:
+    config = read(CONFIGS / "scheduler" / f"{scheduler}.yaml")
+    assert type(experiment.build(config, "scheduler")).__name__ == config["_target_"].rpartition(".")[2]
 
 
 def test_the_allow_list_is_what_the_configs_use() -> None:

@@ -144,7 +144,10 @@ def _dimension(override: Override) -> Dimension:
         raise ConfigError(f"a logarithmic scale needs an interval or a range, got {where}")
     if hasattr(values, "filter"):
         return _glob(override.key_or_group, values)
-    return _choice(where, [_plain(value) for value in values.list])
+    choices = [_plain(value) for value in values.list]
+    if is_group(key) and not all(isinstance(one, str) for one in choices):
+        raise ConfigError(f"{key} needs names of config files, got {where}")
+    return _choice(where, choices)
 
 
 def _interval(where: str, low: float, high: float, *, log: bool) -> Dimension:

@@ -53,7 +53,7 @@ class Composer:
     def of(cls, overrides: Sequence[str]) -> Composer:
         """From what stands after `neurofleet tune`, with the space of the chosen `search` file."""
         fixed, _ = parse(overrides, {})
-        return cls(*parse(overrides, plain(composed("tune", fixed))["search"]["space"]))
+        return cls(*parse(overrides, check_search(plain(composed("tune", fixed)))["search"]["space"]))
 
     def experiment(self, params: Mapping[str, Any]) -> Experiment:
         """What `neurofleet train` would run with `fixed` and `overrides(params)`; a value for each searched key."""
