@@ -7,6 +7,7 @@ for each choice of config files; plain values are then put in place.  What that 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,7 +38,7 @@ class Composer:
                 "tune needs something to search, got no key with several values; "
                 "e.g. 'optimizer.lr=tag(log,interval(1e-4,1e-1))' or family=mlp,cnn"
             )
-        sections = check_search(plain(composed("tune", list(fixed))))
+        sections = _copied(_settings(tuple(fixed)))
         self.space = dict(space)
         self.search: dict[str, Any] = {key: value for key, value in sections["search"].items() if key != "space"}
         self.scheduler: dict[str, Any] = sections["scheduler"]
@@ -53,7 +54,7 @@ class Composer:
     def of(cls, overrides: Sequence[str]) -> Composer:
         """From what stands after `neurofleet tune`, with the space of the chosen `search` file."""
         fixed, _ = parse(overrides, {})
-        return cls(*parse(overrides, check_search(plain(composed("tune", fixed)))["search"]["space"]))
+        return cls(*parse(overrides, _settings(tuple(fixed))["search"]["space"]))
 
     def experiment(self, params: Mapping[str, Any]) -> Experiment:
         """What `neurofleet train` would run with `fixed` and `overrides(params)`; a value for each searched key."""
@@ -102,6 +103,11 @@ class Composer:
             )
         size = grid_size(self.space)
         self.search["num_trials"] = min(filter(None, (self.search["num_trials"], size)))
+
+
+@functools.lru_cache(maxsize=1)  # first for the space, then for the rest
+def _settings(fixed: tuple[str, ...]) -> dict[str, Any]:
+    return check_search(plain(composed("tune", list(fixed))))
 
 
 def _copied(node: Any) -> Any:
