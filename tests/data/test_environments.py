@@ -11,6 +11,7 @@ import pytest
 
 from neurofleet import experiment as experiments
 from neurofleet.data import EnvironmentDataModule, encode
+from neurofleet.data.episodes import frame
 from neurofleet.data.lanes import Lanes
 from neurofleet.errors import CheckpointError, ConfigError
 
@@ -113,6 +114,14 @@ def test_observations_of_other_spaces_are_flattened() -> None:
     module = build("cartpole", "data.environment=Blackjack-v1", "data.max_episode_steps=9", *UNNAMED)
     assert len(module.spec.shape) == 1
     assert module.spec.classes == ("action_0", "action_1")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_picture_shows_something(name: str) -> None:
+    picture = frame(build(name))
+    height, width, _ = picture.shape
+    assert 250 <= max(height, width) <= 320
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 2
 
 
 def random_steps(lanes: Lanes, module: EnvironmentDataModule, num_steps: int, seed: int) -> list[Any]:

@@ -89,8 +89,9 @@ class EnvironmentDataModule:
     def make(self, *, render: bool = False) -> gymnasium.Env[Any, Any]:
         """The environment itself; observations other than rows of numbers and stacks of images are flattened."""
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-        for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):  # pictures are drawn in memory, on any machine
-            os.environ.setdefault(driver, "dummy")
+        # Pictures are drawn in memory, on any machine; with the video driver "dummy" highway_env would draw none.
+        os.environ.setdefault("SDL_VIDEODRIVER", "offscreen")
+        os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
         with warnings.catch_warnings():
             # Third parties' own; as an error, one of them (SWIG's in Box2D) would end the process.
             warnings.simplefilter("ignore")
