@@ -16,6 +16,8 @@ from neurofleet.errors import exit_on_error
 @exit_on_error()
 def main(config: DictConfig) -> None:
     experiment = experiments.from_config(config)
+    begun = config.resume or f"{experiments.family_name(experiment)} on {experiments.data_name(experiment)}"
+    print(f"starting {begun} ...", flush=True)  # what follows imports for seconds
 
     from neurofleet import tracking
 
@@ -28,15 +30,18 @@ def main(config: DictConfig) -> None:
         experiment = resumed(str(config.resume), experiment, list(HydraConfig.get().overrides.task))
     planned = plan(experiment)  # whatever is wrong shows here, before anything is written
     launch.check(experiment)
+    print("opening the run in MLflow ...", flush=True)
     with recorded(planned, resume=config.resume) as (tracker, folder):
         result = launch.launch(experiment, tracker=tracker, folder=folder, resume=config.resume is not None)
         for name, value in result.metrics.items():
             print(f"{name:24} {value:.4f}", flush=True)
+        print("drawing figures ...", flush=True)
     if planned.config.register:
         from neurofleet.release import register
 
         name = f"{experiments.data_name(experiment)}-{experiments.family_name(experiment)}"
         tags = {"data.digest": planned.data.digest}
+        print(f"registering {name} ...", flush=True)
         print(f"{'model':24} {name} version {register(tracker.run_id, folder, name, tags)}")
     print(f"{'run':24} {tracking.ui_address(tracker.run_id)}")
     print(f"{'folder':24} {folder}")

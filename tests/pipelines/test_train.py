@@ -63,6 +63,12 @@ def released(home: Path) -> mlflow.entities.Run:
     done = train(home, *DIGITS, "trainer.max_epochs=3", "trainer.register=true", "name=first")
     assert done.returncode == 0, done.stderr
     assert "digits-mlp version 1" in done.stdout
+    said = [line for line in done.stdout.splitlines() if line.endswith(" ...")]
+    assert said == [
+        *("starting mlp on digits ...", "opening the run in MLflow ...", "drawing figures ..."),
+        "registering digits-mlp ...",
+    ]
+    assert done.stdout.startswith(said[0])
     (run,) = [run for run in runs(home) if run.info.run_name == "first"]
     return run
 
@@ -106,7 +112,7 @@ MISTAKES = {
     "family=cnn data=wine": "families that fit: autoencoder, dbn, gan, mlp",
     "data.batch_size=0": "data.batch_size needs a whole number of at least 1",
     "family.dropout=1.5": "family.dropout needs 0 <= dropout < 1",
-    "optimizer.lr=-1": "refuses its settings",
+    "optimizer.lr=-1": "refuses optimizer.lr=-1",
     "family._target_=os.system": "needs an allowed target",
     "family._target_=torch.optim.SGD": "needs something of neurofleet.families",
     "family.hidden=[99999999,99999999]": "refuses its settings",
