@@ -56,6 +56,21 @@ class DenseCritic(nn.Module):
         return self.readout(self.layers(rows.flatten(1))).squeeze(1)
 
 
+class MapNorm(nn.GroupNorm):
+    """Layer normalisation of maps [B, C, Y, X].  torch's own has no rule for `vmap` where channels are last in memory:
+    there the formula runs."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(1, channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch._C._functorch.is_functorch_wrapped_tensor(input):
+            return super().forward(input)
+        variance_B111, mean_B111 = torch.var_mean(input, dim=(1, 2, 3), correction=0, keepdim=True)
+        scale_C11, shift_C11 = self.weight[:, None, None], self.bias[:, None, None]
+        return (input - mean_B111) * (variance_B111 + self.eps).rsqrt() * scale_C11 + shift_C11
+
+
 class ImageGenerator(nn.Module):
     """A dense layer to the smallest map, then stages that double it, then a convolution whose channels are patches.
 
@@ -76,7 +91,7 @@ class ImageGenerator(nn.Module):
         self.stages = nn.ModuleList(
             nn.ConvTranspose2d(size, following, 4, stride=2, padding=1) for size, following in itertools.pairwise(sizes)
         )
-        self.norms = nn.ModuleList(nn.GroupNorm(1, size) if norm == "layer" else nn.Identity() for size in sizes)
+        self.norms = nn.ModuleList(MapNorm(size) if norm == "layer" else nn.Identity() for size in sizes)
         self.readout = nn.Conv2d(sizes[-1], shape[0] * patch**2, 3, padding=1)
         self.patch = patch
         self.register_buffer("low", torch.full((shape[0], 1, 1), -1.0))

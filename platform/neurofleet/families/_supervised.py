@@ -63,10 +63,10 @@ class SupervisedFamily(Family):
         return Objective(loss, self._quick_metrics(outputs, targets) | scores if context.measure else {})
 
     def loss(self, outputs: Tensor, targets: Tensor, context: Context) -> Tensor:
-        smoothing = self.label_smoothing if context.training else 0.0
+        smoothing: float | Tensor = self.label_smoothing if context.training else 0.0
         match self.spec.task:
             case "multiclass":
-                if isinstance(smoothing, Tensor):  # each trial's own in a stack, which torch's function does not take
+                if isinstance(smoothing, Tensor):  # torch's own function takes none
                     even = (outputs.logsumexp(dim=1) - outputs.mean(dim=1)).mean()
                     return F.cross_entropy(outputs, targets) * (1 - smoothing) + even * smoothing
                 return F.cross_entropy(outputs, targets, label_smoothing=smoothing)

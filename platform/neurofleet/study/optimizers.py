@@ -72,8 +72,9 @@ class StackedOptimizer:
         rates_K = self._rates * factors
         with torch.no_grad():
             for first, last in pairwise(self._divisions):
-                if present[first]:
-                    self._move(range(first, last), torch.cat(list(gradients[first:last]), dim=1), rates_K)
+                columns = [one for one in gradients[first:last] if one is not None]
+                if columns:
+                    self._move(range(first, last), torch.cat(columns, dim=1), rates_K)
 
     def select(self, rows: Sequence[int], configs: Sequence[Mapping[str, Any]], weights: Tensor) -> None:
         """Go on with other rows: row i is what row `rows[i]` was, with `configs[i]` and the weights given."""
@@ -111,7 +112,7 @@ class StackedOptimizer:
         first = 0
         for _, group in groupby(self.configs, _group):
             rows = slice(first, first := first + len(list(group)))
-            config = self.configs[rows.start] | {"lr": 1.0, "weight_decay": 0.0}
+            config = dict(self.configs[rows.start], lr=1.0, weight_decay=0.0)
             for start, stop in pairwise(self._divisions):
                 shape = rows.stop - rows.start, self._ends[stop] - self._ends[start]
                 displacement = torch.zeros(shape, dtype=dtype, device=device)
@@ -128,7 +129,7 @@ class StackedOptimizer:
         """Each row's state by the first parameter of each block there is to be."""
         states: list[dict[int, State]] = [{} for _ in range(len(self.weights))]
         for block in self._blocks:
-            state = {name: value for name, value in block.optimizer.state.get(block.displacement, {}).items()}
+            state: State = dict(block.optimizer.state.get(block.displacement, {}))
             starts = [start for start in self._divisions[:-1] if start in block.parameters]
             for start, stop in pairwise([*starts, block.parameters.stop]):
                 offset = self._ends[block.parameters.start]

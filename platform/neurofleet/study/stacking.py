@@ -8,16 +8,18 @@ first batch are computed both ways and compared.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from neurofleet.errors import UserError
 from neurofleet.run import Plan
@@ -58,7 +60,7 @@ def _stacked(trials: Sequence[Trial], wanted: frozenset[str], fuse: str, max_sta
     if len(trials) == 1:
         return [Single(trials[0], wanted)]
     _need_stackable(trials[0].plan)
-    size = min(max_stack, _most(trials[0].plan))
+    size = min(max_stack, _most(trials[0], Single(trials[0], wanted)))
     num_stacks = -(-len(trials) // size)
     made: list[Cohort] = []
     for index in range(num_stacks):
@@ -147,21 +149,20 @@ def check(stack: Stack) -> None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise NotStackableError(f"torch cannot run their objective in a stack ({reason})") from error
     for place, trial in enumerate(trials):
-        own = Context(trial.plan.experiment["seed"], 0, 0.0, context.rows, True, measure=False)
+        own = dataclasses.replace(context, seed=trial.plan.experiment["seed"])
         loss, alone = _alone(trial.plan, batch, own)
-        pairs = [(losses[place], loss)]
-        pairs += [(ours[place], own) for ours, own in zip(gradients, alone, strict=True) if None not in (ours, own)]
-        if any((ours is None) != (own is None) for ours, own in zip(gradients, alone, strict=True)) or not all(
-            _close(*pair) for pair in pairs
-        ):
+        ours = [None if one is None else one[place] for one in gradients]
+        if not all(map(_close, [losses[place], *ours], [loss, *alone])):
             raise NotStackableError("a setting in which they differ does not reach every trial of a stack")
 
 
-def _close(ours: Tensor, own: Tensor) -> bool:
-    if not bool(torch.isfinite(own).all()):
+def _close(ours: Tensor | None, alone: Tensor | None) -> bool:
+    if ours is None or alone is None:
+        return ours is alone
+    if not bool(torch.isfinite(alone).all()):
         return True  # it diverges either way
-    largest = max(float(own.abs().max()), 1e-6)
-    return float((ours - own).abs().max()) <= TOLERANCES[own.dtype] * largest
+    largest = max(float(alone.abs().max()), 1e-6)
+    return float((ours - alone).abs().max()) <= TOLERANCES[alone.dtype] * largest
 
 
 def _gain(stack: Stack) -> float:
@@ -183,24 +184,30 @@ def _seconds(action: Callable[[], object]) -> float:
     return median(taken)
 
 
-def _most(plan: Plan) -> int:
-    """As many trials as memory holds, by what one of them keeps for its backward pass and its optimizer."""
-    assert isinstance(plan.supply, RowSupply)
-    kept: dict[int, int] = {}
+class _Made(TorchDispatchMode):
+    """Counts the bytes of all that torch makes while it lasts, which bounds what is kept for a backward pass."""
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
 
-    rows = plan.data.rows("train")  # type: ignore[union-attr]
-    device = plan.family.device
-    batch = tuple(
-        one[: plan.data.batch_size].to(device, plan.supply.dtype if one.is_floating_point() else None) for one in rows
-    )
-    places = torch.arange(len(batch[0]), dtype=torch.int32, device=device)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        plan.family.objective(batch, Context(0, 0, 0.0, places, True, measure=False))
-    weights = sum(one.numel() * one.element_size() for one in plan.family.parameters())
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = function(*args, **(kwargs or {}))
+        for one in results if isinstance(results, tuple | list) else (results,):
+            if isinstance(one, Tensor):
+                storage = one.untyped_storage()
+                self.sizes[storage.data_ptr()] = storage.nbytes()
+        return results
+
+
+def _most(trial: Trial, cohort: Cohort) -> int:
+    """As many trials as memory holds, by what one of them makes in a step and keeps for its optimizer."""
+    family = trial.plan.family
+    batch, context = _first_batch(trial.plan, cohort)
+    with _Made() as made:
+        loss = family.objective(batch, context).loss
+    del loss
+    weights = sum(one.numel() * one.element_size() for one in family.parameters())
+    device = family.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return max(1, int(free * SHARE_OF_MEMORY / (sum(kept.values()) + 6 * weights)))
+    return max(1, int(free * SHARE_OF_MEMORY / (sum(made.sizes.values()) + 6 * weights)))
