@@ -81,7 +81,7 @@ def decode_points(record: Mapping[str, Any], epoch: float | None) -> tuple[list[
 
 def encode_trial(trial: Mapping[str, Any]) -> bytes:
     """`params` and `tags` are flat; a point is (name, value, step, time), of whatever numbers."""
-    plain = {name: int(trial[name]) for name in ("number", "start_time", "end_time")}
+    plain: dict[str, Any] = {name: int(trial[name]) for name in ("number", "start_time", "end_time")}
     plain |= {name: str(trial[name]) for name in ("name", "status")}
     plain |= {name: {key: str(value) for key, value in trial[name].items()} for name in ("params", "tags")}
     points = [(str(name), float(value), int(step), int(time)) for name, value, step, time in trial["points"]]

@@ -1,0 +1,118 @@
+"""Record: the MLflow run of one study, from its first tag to its end state, its trials below it, and its figures."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neurofleet import experiment as experiments
+from neurofleet import paths
+from neurofleet.errors import StoppedError
+from neurofleet.experiment import Experiment
+from neurofleet.launch.record import alone, ending
+from neurofleet.tracking import Tracker, code_tags, flatten
+
+if TYPE_CHECKING:
+    import optuna
+
+STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+"""MLflow's word for each of optuna's: FINISHED are those that were trained to their end, whose scores compare"""
+
+
+@contextlib.contextmanager
+def recorded(
+    *,
+    name: str,
+    study: optuna.Study,
+    experiment: Experiment,
+    space: Mapping[str, Mapping[str, Any]],
+    search: Mapping[str, Any],
+    tags: Mapping[str, str],
+    resume_run_id: str | None,
+) -> Iterator[tuple[Tracker, Path]]:
+    """A tracker, and the folder of the study's run; the run ends FINISHED, KILLED (a signal) or FAILED with this
+    context, and shows what `study` found unless it failed.
+
+    experiment: what every trial starts from
+    space: what is searched, by dotted name; the run's params are the rest of the experiment, and `search.*`
+    search: the settings of the search, plain and perhaps nested
+    tags: of the engine's choice, beside those of study, data and code
+    resume_run_id: the run of a study that goes on, or None for a new one; its params stay what they were
+    """
+    data = experiments.build_data(experiment)
+    if resume_run_id is None:
+        tracker = Tracker.start(
+            experiment=experiments.data_name(experiment),
+            run_name=name,
+            tags=_tags(name, experiment, space) | {"data.digest": data.digest} | dict(tags),
+            params=_params(experiment, space, search),
+        )
+        num_rows = sum(data.spec.num_rows.values())
+        tracker.log_dataset(data.spec.name, data.digest, str(data.folder), data.spec.to_dict(), num_rows)
+    else:
+        tracker = Tracker.resume(resume_run_id)
+        tracker.set_tags(tags)
+    folder = paths.run(tracker.run_id)
+    with ending(tracker, lambda: f"to go on with the study: neurofleet tune study={name}"), alone(folder):
+        try:
+            yield tracker, folder
+        except (KeyboardInterrupt, StoppedError):
+            _illustrate(study, folder, tracker)
+            raise
+        _illustrate(study, folder, tracker)
+
+
+def trial_record(
+    study: str, trial: optuna.trial.FrozenTrial, experiment: Experiment, points: Iterable[tuple[str, float, int, int]]
+) -> dict[str, Any]:
+    """What `Tracker.log_trial` takes, of a trial that is over.
+
+    experiment: what `neurofleet train` would run to repeat the trial
+    points: (metric, value, step, milliseconds)
+    """
+    ended = trial.datetime_complete
+    assert ended is not None, f"trial {trial.number} is not over"
+    began = trial.datetime_start or ended
+    return {
+        "number": trial.number,
+        "name": f"{study} trial {trial.number}",
+        "status": STATUS[trial.state.name],
+        "params": experiment,
+        "tags": {
+            "study": study,
+            "trial.state": trial.state.name,
+            "family": experiments.family_name(experiment),
+            "seed": str(experiment["seed"]),
+            "experiment.digest": experiments.digest(experiment),
+        },
+        "start_time": int(began.timestamp() * 1000),
+        "end_time": int(ended.timestamp() * 1000),
+        "points": list(points),
+    }
+
+
+def _params(experiment: Experiment, space: Mapping[str, Any], search: Mapping[str, Any]) -> dict[str, Any]:
+    searched = tuple(f"{name}." for name in space)
+    fixed = {name: value for name, value in flatten(experiment).items() if not f"{name}.".startswith(searched)}
+    spaces = {name: json.dumps(each) for name, each in space.items()}
+    return fixed | flatten({"search": {**search, "space": spaces}})
+
+
+def _tags(name: str, experiment: Experiment, space: Mapping[str, Any]) -> dict[str, str]:
+    family = {} if "family" in space else {"family": experiments.family_name(experiment)}
+    data = {"data": experiments.data_name(experiment), "launcher": str(experiment["launcher"]["name"])}
+    return {"study": name, **family, **data, **code_tags()}
+
+
+def _illustrate(study: optuna.Study, folder: Path, tracker: Tracker) -> None:
+    from neurofleet.study.figures import draw
+
+    try:
+        for path in draw(study, folder / "figures"):
+            tracker.log_artifact(path, "figures")
+    except Exception as error:  # noqa: BLE001  pictures are not worth the study that they are of
+        print(f"warning: the study has no figures: {type(error).__name__}: {error}", file=sys.stderr)
