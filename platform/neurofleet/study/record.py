@@ -43,27 +43,43 @@ def recorded(
     tags: of the engine's choice, beside those of study, data and code
     resume_run_id: the run of a study that goes on, or None for a new one; its params stay what they were
     """
-    data = experiments.build_data(experiment)
-    if resume_run_id is None:
-        tracker = Tracker.start(
-            experiment=experiments.data_name(experiment),
-            run_name=name,
-            tags=_tags(name, experiment, space) | {"data.digest": data.digest} | dict(tags),
-            params=_params(experiment, space, search),
-        )
-        num_rows = sum(data.spec.num_rows.values())
-        tracker.log_dataset(data.spec.name, data.digest, str(data.folder), data.spec.to_dict(), num_rows)
-    else:
-        tracker = Tracker.resume(resume_run_id)
-        tracker.set_tags(tags)
-    folder = paths.run(tracker.run_id)
-    with ending(tracker, lambda: f"to go on with the study: neurofleet tune study={name}"), alone(folder):
+    with contextlib.ExitStack() as held:
+        if resume_run_id is None:
+            tracker = _started(name, experiment, space, search, tags)
+        else:  # before the run shows as going on
+            held.enter_context(_alone(paths.run(resume_run_id)))
+            tracker = Tracker.resume(resume_run_id)
+            tracker.set_tags(tags)
+        folder = paths.run(tracker.run_id)
+        held.enter_context(ending(tracker, lambda: f"to go on with the study: neurofleet tune study={name}"))
+        if resume_run_id is None:
+            held.enter_context(_alone(folder))
         try:
             yield tracker, folder
         except (KeyboardInterrupt, StoppedError):
             _illustrate(study, folder, tracker)
             raise
         _illustrate(study, folder, tracker)
+
+
+def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
+    folder.mkdir(parents=True, exist_ok=True)  # a study that another machine began has none here
+    return alone(folder)
+
+
+def _started(
+    name: str, experiment: Experiment, space: Mapping[str, Any], search: Mapping[str, Any], tags: Mapping[str, str]
+) -> Tracker:
+    data = experiments.build_data(experiment)
+    tracker = Tracker.start(
+        experiment=experiments.data_name(experiment),
+        run_name=name,
+        tags=_tags(name, experiment, space) | {"data.digest": data.digest} | dict(tags),
+        params=_params(experiment, space, search),
+    )
+    num_rows = sum(data.spec.num_rows.values())
+    tracker.log_dataset(data.spec.name, data.digest, str(data.folder), data.spec.to_dict(), num_rows)
+    return tracker
 
 
 def trial_record(
