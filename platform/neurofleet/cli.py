@@ -9,7 +9,7 @@ import click
 from neurofleet import paths
 from neurofleet.errors import ConfigError, exit_on_error, nearest
 
-GROUPS = {"Run": ("train", "submit"), "Data": ("data",), "Platform": ("up", "status", "jobs", "down")}
+GROUPS = {"Run": ("train", "tune", "submit"), "Data": ("data",), "Platform": ("up", "status", "jobs", "down")}
 RAW = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
@@ -40,6 +40,13 @@ def neurofleet() -> None:
 def train(overrides: tuple[str, ...]) -> None:
     """Train a network here: neurofleet train family=cnn data=mnist5k"""
     _script("train", overrides)
+
+
+@neurofleet.command(context_settings=RAW, add_help_option=False)
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def tune(overrides: tuple[str, ...]) -> None:
+    """Search settings: neurofleet tune family=mlp 'optimizer.lr=tag(log,interval(1e-4,1e-1))'"""
+    _script("tune", overrides)
 
 
 @neurofleet.command(context_settings=RAW)

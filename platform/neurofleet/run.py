@@ -121,7 +121,7 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
         folder.mkdir(parents=True, exist_ok=True)
         experiments.save(planned.experiment, folder / "experiment.yaml")
         planned.data.spec.save(folder / "spec.json")
-    with contextlib.closing(planned.supply), _threads(planned.config.num_threads), workers.quiet_lightning():
+    with contextlib.closing(planned.supply), threads(planned.config.num_threads), workers.quiet_lightning():
         stopper = _stopper(planned.config)
         trainer = workers.trainer(workers.device_type(planned.config, group), planned.config.precision, stopper, group)
         watch = _watch(planned, folder, tracker, stopper, trainer.strategy.root_device, group)
@@ -229,7 +229,7 @@ def _leave(folder: Path, planned: Plan, watch: Watch) -> None:
 
 
 @contextlib.contextmanager
-def _threads(num_threads: int | None) -> Iterator[None]:
+def threads(num_threads: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads or before)
     try:

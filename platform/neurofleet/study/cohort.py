@@ -7,11 +7,13 @@ many.  Neither needs Lightning's Trainer, Ray, Optuna or MLflow.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
+from typing import Any
 
 import torch
 from pytorch_lightning.callbacks import EarlyStopping
@@ -20,10 +22,8 @@ from torch import Tensor
 from neurofleet import workers
 from neurofleet.errors import DivergedError
 from neurofleet.families._base import Family
-from neurofleet.loaders import ChunkLoader, HeldOut
 from neurofleet.run import Plan
 from neurofleet.steps import Batch, run_chunk
-from neurofleet.supply import RowSupply
 from neurofleet.watch import is_best
 from neurofleet.workers import Group
 
@@ -40,6 +40,7 @@ class Trial:
     history: a row a validation, as in a run's history.json
     points:  all that was measured, in order
     verdict: the scores that count: the last ones, or those of the best weights where `restore_best` says so
+    ended:   whether it has trained to its end; its family then holds the weights that count
     failure: why it could not go on, or None
     """
 
@@ -51,6 +52,7 @@ class Trial:
         self.verdict: Row = {}
         self.best: dict[str, Tensor] = {}
         self.stops = False
+        self.ended = False
         self.failure: str | None = None
         self._started = False
         self._stopper: EarlyStopping | None = None
@@ -102,9 +104,8 @@ class Cohort(ABC):
     def __init__(self, trials: Sequence[Trial], wanted: frozenset[str]) -> None:
         self.trials = list(trials)
         plan = self.trials[0].plan
-        assert isinstance(plan.supply, RowSupply)
         self.device = torch.device(workers.device_type(plan.config, Group(0, 1)))
-        loader = plan.supply.loader(
+        self.loader = plan.supply.loader(
             self.device,
             seed=plan.experiment["seed"],
             max_epochs=plan.config.max_epochs,
@@ -112,12 +113,9 @@ class Cohort(ABC):
             cut_every=None,
             **ALONE,
         )
-        val = plan.supply.held_out("val", self.device, **ALONE)
-        assert isinstance(loader, ChunkLoader)
-        assert isinstance(val, HeldOut)
-        self.loader, self.val = loader, val
+        self.val: Any = plan.supply.held_out("val", self.device, **ALONE)
         for trial in self.trials:
-            trial.start(self.device, loader.tensors)
+            trial.start(self.device, self.loader.tensors)
         quick = {f"val/{name}" for name in plan.family.quick_scores}
         self._is_quick = wanted.union(*(trial.monitored for trial in trials)) <= quick
 
@@ -129,9 +127,7 @@ class Cohort(ABC):
         """Train to the next validation and validate; returns the trials that this was the end of."""
         loader, sums, ended = self.loader, [0.0] * len(self.trials), list[Trial]()
         first = loader.step
-        end = min((first // loader.steps_per_round + 1) * loader.steps_per_round, loader.num_steps)
-        while loader.step < end and self.trials:
-            done = self._train(loader.step, min(loader.step + loader.chunk_steps, end))
+        for done in self._train():
             for losses in done.losses:  # one after another, as a run adds them
                 sums = [total + loss for total, loss in zip(sums, losses, strict=True)]
             self._note(done)
@@ -140,14 +136,14 @@ class Cohort(ABC):
             tick(len(done.losses) * len(self.trials))
             sums = [total for total, trial in zip(sums, self.trials, strict=True) if trial.failure is None]
             ended += self._dismiss(lambda trial: trial.failure is not None)
-        if self.trials:
-            self._validate([total / (end - first) for total in sums])
-            last = loader.step >= loader.num_steps
-            for place, trial in enumerate(self.trials):
-                if trial.failure is None and (last or trial.stops):
-                    self._conclude(place)
-            ended += self._dismiss(lambda trial: trial.failure is not None or trial.stops or last)
-        return ended
+            if not self.trials:
+                return ended
+        self._validate([total / (loader.step - first) for total in sums])
+        last = self.finished
+        for place, trial in enumerate(self.trials):
+            if trial.failure is None and (last or trial.stops):
+                self._conclude(place)
+        return ended + self._dismiss(lambda trial: trial.failure is not None or trial.stops or last)
 
     def drop(self, numbers: set[int]) -> list[Trial]:
         """Let these trials go before their end."""
@@ -179,15 +175,17 @@ class Cohort(ABC):
         finite = self._finite()
         scores = self._quick_scores() if self._is_quick else [self._scores(place) for place in range(len(self.trials))]
         step, epoch = self.loader.step, self.loader.step / self.loader.steps_per_epoch
+        of_loader = self.loader.scores()
         for place, trial in enumerate(self.trials):
             if not finite[place] or not math.isfinite(scores[place].get("val/loss", 0.0)):
                 trial.failure = f"weights and validation loss must stay finite, and do not by step {step}; {DIVERGED}"
-            elif trial.judge(step, epoch, {"train/loss_epoch": train_losses[place], **scores[place]}):
+            elif trial.judge(step, epoch, {"train/loss_epoch": train_losses[place]} | scores[place] | of_loader):
                 trial.best = self.weights(place)
 
     def _conclude(self, place: int) -> None:
         """The weights that count stand in the trial's family, and all of their scores in its verdict."""
         trial = self.trials[place]
+        trial.ended = True
         family = self._family(place)
         if trial.best:
             family.load_state_dict(trial.best)
@@ -199,17 +197,22 @@ class Cohort(ABC):
 
     def _measured(self, family: Family) -> Row:
         family.eval()
-        scores = {f"val/{name}": value for name, value in family.evaluate(self.val).items()}
+        with self._precision():
+            scores = {f"val/{name}": value for name, value in family.evaluate(self.val).items()}
         family.train()
         return scores
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        mixed = self.trials[0].plan.config.precision == "bf16-mixed"
+        return torch.autocast(self.device.type, torch.bfloat16) if mixed else contextlib.nullcontext()
 
     def weights(self, place: int) -> dict[str, Tensor]:
         """A copy of a trial's weights as they are."""
         return {name: tensor.detach().clone() for name, tensor in self._family(place).state_dict().items()}
 
     @abstractmethod
-    def _train(self, start: int, stop: int) -> Advance:
-        """Take the steps from `start` to `stop`."""
+    def _train(self) -> Iterator[Advance]:
+        """Take the steps to the end of the round, chunk by chunk; `loader.step` moves on between them."""
 
     @abstractmethod
     def _quick_scores(self) -> list[Row]:
@@ -235,14 +238,17 @@ class Single(Cohort):
         super().__init__([trial], wanted)
         self._optimizer = trial.plan.family.make_optimizer()
 
-    def _train(self, start: int, stop: int) -> Advance:
-        try:
-            result = run_chunk(self._family(0), self.loader.chunk(start, stop), self._optimizer)
-        except DivergedError as error:
-            self.trials[0].failure = str(error)
-            return Advance([], {}, 0.0)
-        measured = {step: {name: [value] for name, value in row.items()} for step, row in result.measured.items()}
-        return Advance([[loss] for loss in result.losses], measured, result.step_seconds)
+    def _train(self) -> Iterator[Advance]:
+        for chunk in self.loader:
+            try:
+                with self._precision():
+                    result = run_chunk(self._family(0), chunk, self._optimizer)
+            except DivergedError as error:
+                self.trials[0].failure = str(error)
+                yield Advance([], {}, 1.0)
+                return
+            measured = {step: {name: [value] for name, value in row.items()} for step, row in result.measured.items()}
+            yield Advance([[loss] for loss in result.losses], measured, result.step_seconds)
 
     def _quick_scores(self) -> list[Row]:
         return [self._scores(0)]

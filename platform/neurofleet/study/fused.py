@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from neurofleet.families._base import Family, Objective
 from neurofleet.families._layers import fingerprints
+from neurofleet.loaders import ChunkLoader
 from neurofleet.steps import Batch, Context
 from neurofleet.study.cohort import Advance, Cohort, Row, Trial
 from neurofleet.study.optimizers import StackedOptimizer, ordered
@@ -49,6 +50,8 @@ class Stack(Cohort):
     def __init__(self, trials: Sequence[Trial], wanted: frozenset[str]) -> None:
         order = ordered([trial.plan.experiment["optimizer"] for trial in trials])
         super().__init__([trials[place] for place in order], wanted)
+        assert isinstance(self.loader, ChunkLoader)
+        self._rows = self.loader
         self._network = _Objectives(self._families[0])
         self._kept = dict(owners(self._families[0]))
         learning = [[name for name, one in family.named_parameters() if one.requires_grad] for family in self._families]
@@ -93,7 +96,7 @@ class Stack(Cohort):
         self._seeds = None
         if len(set(seeds)) > 1:
             self._seeds = torch.tensor(seeds, dtype=torch.int32, device=self.device)
-        self._loaders = [self.loader.with_seed(seed) for seed in dict.fromkeys(seeds)]
+        self._loaders = [self._rows.with_seed(seed) for seed in dict.fromkeys(seeds)]
         self._loader_of = [list(dict.fromkeys(seeds)).index(seed) for seed in seeds]
         self._orders = -1, torch.empty(0)
         self._schedules = [trial.plan.family.recipe.schedule for trial in self.trials]
@@ -104,7 +107,13 @@ class Stack(Cohort):
 
     # Training.
 
-    def _train(self, start: int, stop: int) -> Advance:
+    def _train(self) -> Iterator[Advance]:
+        loader = self.loader
+        end = min((loader.step // loader.steps_per_round + 1) * loader.steps_per_round, loader.num_steps)
+        while loader.step < end:
+            yield self._advance(loader.step, min(loader.step + loader.chunk_steps, end))
+
+    def _advance(self, start: int, stop: int) -> Advance:
         recipe = self.trials[0].plan.family.recipe
         losses, measured = [], {}
         begin = time.perf_counter()
@@ -159,11 +168,11 @@ class Stack(Cohort):
             return
         for step in range(start, stop):
             epoch, place = divmod(step, self.loader.steps_per_epoch)
-            first = place * self.loader.batch_size
+            first = place * self._rows.batch_size
             if self._orders[0] != epoch:
                 orders = torch.stack([loader.order(epoch) for loader in self._loaders])
                 self._orders = epoch, orders[self._loader_of]
-            chosen_KB = self._orders[1][:, first : first + self.loader.batch_size]
+            chosen_KB = self._orders[1][:, first : first + self._rows.batch_size]
             rows = torch.arange(chosen_KB.shape[1], dtype=torch.int32, device=self.device)
             yield tuple(tensor[chosen_KB] for tensor in self.loader.tensors), rows
 

@@ -1,0 +1,53 @@
+"""Search hyperparameters and architectures: `neurofleet tune family=mlp 'optimizer.lr=tag(log,interval(1e-4,1e-1))'`.
+
+What is searched is written in Hydra's sweep syntax: a,b  choice(...)  range(...)  interval(...)  tag(log, ...).
+`study=NAME` goes on with a study; --cfg job shows the settings, --help lists the choices.
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from neurofleet import experiment as experiments
+from neurofleet import paths
+from neurofleet.errors import exit_on_error
+
+
+@hydra.main(version_base="1.3", config_path=str(paths.shipped("configs")), config_name="tune")
+def show(config: DictConfig) -> None:
+    """For Hydra's own flags, none of which trains."""
+
+
+def main(overrides: list[str]) -> None:
+    print("starting the study ...", flush=True)  # what follows imports for seconds
+
+    from neurofleet import tracking
+
+    tracking.warm_up()
+    from neurofleet.study import session
+
+    order = session.order(overrides)
+    planned = session.begin(order)
+    ended = session.conduct(order, planned)
+    print("   ".join(f"{count} {state}" for state, count in ended.counts.items()))
+    for trial in [ended.best] if ended.best is not None else ended.pareto:
+        scores = "   ".join(f"{name} {value:.4f}" for name, value in zip(ended.metrics, trial.values, strict=True))
+        print(f"trial {trial.number}: {scores}\n  neurofleet train {ended.command(trial)}")
+    if planned.config.register and ended.best is not None:
+        from neurofleet.release import register
+
+        name = f"{experiments.data_name(planned.experiment)}-{experiments.family_name(planned.experiment)}"
+        version = register(ended.run_id, ended.folder / "best", name, {"data.digest": planned.data.digest})
+        print(f"{'model':24} {name} version {version}")
+    print(f"{'study':24} {ended.name} (go on with: neurofleet tune study={ended.name} search.num_trials=...)")
+    print(f"{'run':24} {tracking.ui_address(ended.run_id)}")
+    print(f"{'folder':24} {ended.folder}")
+
+
+if __name__ == "__main__":
+    with exit_on_error(), experiments.explained():
+        if any(argument.startswith("-") for argument in sys.argv[1:]):
+            show()
+        else:
+            main(sys.argv[1:])

@@ -1,0 +1,231 @@
+"""Engine: asks the sampler for trials, lets lanes train them, judges them, and writes down what became of each.
+
+A trial stands in the study's journal before it trains, and what it came to before anything follows from it.  So a study
+that is cut anywhere goes on with what it lacks: what ended stays, what was in training trains again, and no more trials
+are asked for than were wanted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from optuna.trial import FrozenTrial, TrialState
+
+from neurofleet.errors import ConfigError
+from neurofleet.experiment import Composer, Experiment
+from neurofleet.experiment.check import GRID
+from neurofleet.run import Plan
+from neurofleet.study import storage
+from neurofleet.study.display import Display
+from neurofleet.study.lane import Report
+from neurofleet.study.record import trial_record
+from neurofleet.study.schedulers import Scheduler
+from neurofleet.tracking import Tracker
+
+WAVE = 256  # trials that are built at a time where nothing else bounds them: their networks stand in memory together
+UNBUILDABLE = 3  # so many trials that cannot be built, and none that can, end a study
+SIZE = "num_parameters"  # an objective that is not measured
+
+
+class Lanes(Protocol):
+    """Where trials train: a `Lane` in this process, or several in actors of Ray."""
+
+    @property
+    def training(self) -> set[int]: ...
+
+    def begin(self, experiments: Mapping[int, Experiment]) -> tuple[list[Report], list[str]]: ...
+
+    def round(self, tick: Any) -> list[Report]: ...
+
+    def drop(self, numbers: set[int]) -> list[Report]: ...
+
+
+class Engine:
+    """One session of a study; `search.num_trials` counts the trials of earlier sessions too."""
+
+    def __init__(
+        self,
+        composer: Composer,
+        opened: storage.Opened,
+        lanes: Lanes,
+        scheduler: Scheduler,
+        tracker: Tracker,
+        display: Display,
+        planned: Plan,
+    ) -> None:
+        self.composer, self.opened, self.lanes, self.scheduler = composer, opened, lanes, scheduler
+        self.tracker, self.display, self.max_epochs = tracker, display, planned.config.max_epochs
+        self.study = opened.study
+        self.objectives = objectives(composer.search)
+        self.distributions = {key: storage.distribution(one) for key, one in composer.space.items()}
+        limit = composer.search["time_limit_minutes"]
+        self._deadline = math.inf if limit is None else time.monotonic() + 60 * limit
+        self._experiments: dict[int, Experiment] = {}
+        self._ids: dict[int, int] = {}
+        self._scores: dict[int, dict[float, float]] = {}  # as a scheduler takes them
+        self._refusals: list[str] = []
+        metric, sign = next(iter(self.objectives.items()))
+        self._metric, self._sign = metric, sign
+        for trial in self._trials():
+            self._know(trial)
+
+    # The loop.
+
+    def run(self) -> None:
+        """Train until there are as many trials as asked for, or the time is up.
+
+        Raises:
+            ConfigError: none of the first trials can be built.
+        """
+        self._show()
+        while time.monotonic() < self._deadline and (wave := self._wave()):
+            refused, said = self.lanes.begin({trial.number: self._experiments[trial.number] for trial in wave})
+            for line in said:
+                self.display.say(line)
+            self._take(refused)
+            self._need_buildable()
+            while self.lanes.training:
+                reports = self.lanes.round(self.display.tick)
+                self._take(reports)
+                self._judge({report.epoch for report in reports if report.state is None})
+                if time.monotonic() >= self._deadline:
+                    self._take(self.lanes.drop(self.lanes.training))
+
+    def _wave(self) -> list[FrozenTrial]:
+        """The trials to train next: those that were cut, then new ones."""
+        known = self._trials()
+        wave = [trial for trial in known if trial.state == TrialState.RUNNING]
+        room = self.composer.search["max_concurrent"] or WAVE
+        asked = sum("retry_of" not in trial.user_attrs for trial in known if trial.state != TrialState.WAITING)
+        waiting = sum("retry_of" in trial.user_attrs for trial in known if trial.state == TrialState.WAITING)
+        lacking = self.composer.search["num_trials"] - asked + waiting
+        wave += [self._ask() for _ in range(min(room - len(wave), lacking))]
+        self.opened.flush()
+        for trial in wave:
+            self._know(trial)
+            values = storage.values(self.composer.space, trial.params)
+            self._experiments[trial.number] = self.composer.experiment(values)
+        return wave[:room]
+
+    def _ask(self) -> FrozenTrial:
+        if self.composer.search["sampler"]["_target_"] == GRID:
+            self.opened.enqueue_next_of(self._grid())
+        trial = self.study.ask(self.distributions)
+        return self.opened.storage.get_trial(trial._trial_id)
+
+    def _grid(self) -> Iterator[dict[str, Any]]:
+        columns = [dimension.grid() or () for dimension in self.composer.space.values()]
+        for point in itertools.product(*columns):
+            yield storage.params(self.composer.space, dict(zip(self.composer.space, point, strict=True)))
+
+    def _judge(self, epochs: set[float]) -> None:
+        for epoch in sorted(epochs):
+            at_it = {number for number in self.lanes.training if epoch in self._scores[number]}
+            losers = self.scheduler.losers(self._scores, at_it, epoch, self.max_epochs)
+            if losers:
+                self._take(self.lanes.drop(losers))
+
+    # What is known of trials.
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _know(self, trial: FrozenTrial) -> None:
+        self._ids[trial.number] = trial._trial_id
+        curve = {float(epoch): value * self._sign for epoch, value in trial.intermediate_values.items()}
+        self._scores[trial.number] = {} if trial.state == TrialState.RUNNING else curve
+
+    def _take(self, reports: Sequence[Report]) -> None:
+        """Write down what became of trials, then say so."""
+        for report in reports:
+            if len(self.objectives) == 1:
+                for row in report.history or [{**report.scores, "epoch": report.epoch}]:
+                    self._measured(report.number, row)
+            if report.state is not None:
+                self._end(report)
+        self.opened.flush()
+        for report in reports:
+            if report.state is not None:
+                self._tell_of(report)
+        self._show()
+
+    def _measured(self, number: int, row: Mapping[str, float]) -> None:
+        value, epoch = row.get(self._metric, math.nan), row["epoch"]
+        if math.isfinite(value) and epoch not in self._scores[number]:
+            self._scores[number][epoch] = value * self._sign
+            self.opened.storage.set_trial_intermediate_value(self._ids[number], round(epoch), value)
+
+    def _end(self, report: Report) -> None:
+        state, values, failure = TrialState[str(report.state)], None, report.failure
+        if state == TrialState.COMPLETE:
+            scores = {**report.scores, SIZE: report.num_parameters}
+            values = [scores[metric] for metric in self.objectives]
+            bad = [metric for metric in self.objectives if not math.isfinite(scores[metric])]
+            if bad:
+                state, values, failure = TrialState.FAIL, None, f"{bad[0]} needs a finite value, got {scores[bad[0]]}"
+        about = {"scores": report.scores, SIZE: report.num_parameters, "failure": failure}
+        for name, value in about.items():
+            if value is not None:
+                self.opened.storage.set_trial_user_attr(self._ids[report.number], name, value)
+        if values is not None and report.weights and self._is_best(values):
+            self.opened.keep(self._experiments[report.number], report, self._overrides(report.number))
+        self.study.tell(report.number, values, state)
+
+    def _is_best(self, values: Sequence[float]) -> bool:
+        best = self.opened.best
+        return best is None or best.value is None or values[0] * self._sign < best.value * self._sign
+
+    def _overrides(self, number: int) -> list[str]:
+        return self.composer.overrides(storage.values(self.composer.space, self._trials()[number].params))
+
+    def _tell_of(self, report: Report) -> None:
+        trial = self._trials()[report.number]
+        experiment = self._experiments.pop(report.number)
+        points = _timed(report, trial.datetime_start, trial.datetime_complete)
+        self.tracker.log_trial(trial_record(self.study.study_name, trial, experiment, points))
+        over = sum(one.state.is_finished() for one in self._trials())
+        row: dict[str, float] = {"num_finished": float(over)}
+        best = self.opened.best
+        if best is not None and best.value is not None:
+            row[f"best/{self._metric}"] = best.value
+        self.tracker.log_many([(over, float(over), row)])
+        if report.failure is not None:
+            self.display.say(f"trial {report.number} failed: {report.failure}")
+
+    def _need_buildable(self) -> None:
+        trials = self._trials()
+        failures = [one for one in trials if one.state == TrialState.FAIL and SIZE in one.user_attrs]
+        enough = min(UNBUILDABLE, self.composer.search["num_trials"])
+        if self.lanes.training or len(failures) < len(trials) or len(failures) < enough:
+            return
+        shown = "; ".join(
+            f"trial {one.number} ({', '.join(self._overrides(one.number))}): {one.user_attrs.get('failure')}"
+            for one in failures[:UNBUILDABLE]
+        )
+        raise ConfigError(f"a study needs trials that can be built, and none of {len(failures)} can: {shown}")
+
+    def _show(self) -> None:
+        self.display.show(self._trials(), self.opened.best)
+
+
+def objectives(search: Mapping[str, Any]) -> dict[str, int]:
+    """The metrics that a study is about, each with its sign: 1 where lower is better, else -1."""
+    metrics, modes = ([one] if isinstance(one, str) else one for one in (search["metric"], search["mode"]))
+    return {metric: 1 if mode == "min" else -1 for metric, mode in zip(metrics, modes, strict=True)}
+
+
+def _timed(report: Report, began: datetime | None, ended: datetime | None) -> list[tuple[str, float, int, int]]:
+    """A trial's points with times in milliseconds, evenly over its time: in a stack no step is one trial's own."""
+    assert began is not None
+    assert ended is not None
+    first, last = (int(one.timestamp() * 1000) for one in (began, ended))
+    final = max((step for step, _, _ in report.points), default=0) or 1
+    rows = [(step, first + (last - first) * step // final, row) for step, _, row in report.points]
+    if report.state == "COMPLETE":  # the scores that count come last
+        rows.append((final, last, report.scores))
+    return [(name, value, step, at) for step, at, row in rows for name, value in row.items()]

@@ -1,0 +1,112 @@
+"""Schedulers: which trials are given up before their end, by what their validations said so far.
+
+Each is a rule on numbers: the scores of all trials of the study, of this session and earlier ones, by the epoch at
+which they were measured; lower is better.  So a study that goes on after a crash judges as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from statistics import fmean, median
+
+from neurofleet.errors import ConfigError
+
+Scores = Mapping[int, Mapping[float, float]]  # trial -> {epoch: score, lower is better}
+
+
+class Scheduler(ABC):
+    """Abstract: called when all trials that train have been validated at an epoch."""
+
+    @abstractmethod
+    def losers(self, scores: Scores, training: set[int], epoch: float, max_epochs: int) -> set[int]:
+        """Those of `training` that are to stop."""
+
+
+class Never(Scheduler):
+    """Every trial trains to its end."""
+
+    def losers(self, scores: Scores, training: set[int], epoch: float, max_epochs: int) -> set[int]:
+        return set()
+
+
+class SuccessiveHalving(Scheduler):
+    """At rungs of `grace_epochs`, times `reduction_factor`, and so on, one in `reduction_factor` of all that came so
+    far goes on (Li et al. 2020, "A system for massively parallel hyperparameter tuning"); the rungs see trials of
+    earlier stacks too, so a stack does not wait for another."""
+
+    def __init__(self, *, grace_epochs: int, reduction_factor: int) -> None:
+        _need_whole("grace_epochs", grace_epochs, at_least=1)
+        _need_whole("reduction_factor", reduction_factor, at_least=2)
+        self.grace_epochs, self.reduction_factor = grace_epochs, reduction_factor
+
+    def losers(self, scores: Scores, training: set[int], epoch: float, max_epochs: int) -> set[int]:
+        return self._losers(scores, training, epoch, max_epochs, self.grace_epochs)
+
+    def _losers(self, scores: Scores, training: set[int], epoch: float, max_epochs: int, first_rung: int) -> set[int]:
+        if epoch < first_rung or epoch >= max_epochs:
+            return set()
+        rung = first_rung * self.reduction_factor ** int(math.log(epoch / first_rung, self.reduction_factor) + 1e-9)
+        arrived = {
+            trial: curve[min(reached)]
+            for trial, curve in scores.items()
+            if (reached := [one for one in curve if one >= rung])
+        }
+        due = {trial for trial in training if trial in arrived and min(e for e in scores[trial] if e >= rung) == epoch}
+        best = sorted(arrived, key=lambda trial: (arrived[trial], trial))
+        return due - set(best[: max(1, math.ceil(len(best) / self.reduction_factor))])
+
+
+class Hyperband(SuccessiveHalving):
+    """Successive halving in brackets that begin to judge early or late (Li et al. 2018).  A trial's number decides its
+    bracket, in the proportions of the paper."""
+
+    def losers(self, scores: Scores, training: set[int], epoch: float, max_epochs: int) -> set[int]:
+        brackets = self._brackets(max_epochs)
+        losers: set[int] = set()
+        for index in range(len(set(brackets))):
+            members = {trial for trial in scores if brackets[trial % len(brackets)] == index}
+            curves = {trial: scores[trial] for trial in members}
+            first_rung = self.grace_epochs * self.reduction_factor**index
+            losers |= self._losers(curves, training & members, epoch, max_epochs, first_rung)
+        return losers
+
+    def _brackets(self, max_epochs: int) -> list[int]:
+        """The bracket of each of so many consecutive trials."""
+        last = max(0, int(math.log(max(max_epochs / self.grace_epochs, 1), self.reduction_factor) + 1e-9))
+        sizes = [
+            math.ceil((last + 1) / (last - index + 1) * self.reduction_factor ** (last - index))
+            for index in range(last + 1)
+        ]
+        return [index for index, size in enumerate(sizes) for _ in range(size)]
+
+
+class Median(Scheduler):
+    """Stop a trial whose best score is worse than the median of the others' means up to the same epoch (Golovin et al.
+    2017, "Google Vizier"), once `min_trials` others have come as far."""
+
+    def __init__(self, *, grace_epochs: int, min_trials: int) -> None:
+        _need_whole("grace_epochs", grace_epochs, at_least=1)
+        _need_whole("min_trials", min_trials, at_least=1)
+        self.grace_epochs, self.min_trials = grace_epochs, min_trials
+
+    def losers(self, scores: Scores, training: set[int], epoch: float, max_epochs: int) -> set[int]:
+        if epoch < self.grace_epochs or epoch >= max_epochs:
+            return set()
+        means = {
+            trial: fmean(value for at, value in curve.items() if at <= epoch)
+            for trial, curve in scores.items()
+            if curve and max(curve) >= epoch
+        }
+        losers = set()
+        for trial in training & set(means):
+            others = [mean for other, mean in means.items() if other != trial]
+            if len(others) >= self.min_trials and min(scores[trial].values()) > median(others):
+                losers.add(trial)
+        return losers
+
+
+def _need_whole(name: str, value: object, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ConfigError(f"scheduler.{name} needs a whole number of at least {at_least}, got {value!r}")

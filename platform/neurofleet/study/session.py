@@ -1,0 +1,212 @@
+"""Session: what one call of `neurofleet tune` does, from its overrides to the best trial."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+
+from neurofleet import experiment as experiments
+from neurofleet.errors import ConfigError
+from neurofleet.experiment import Composer, Dimension
+from neurofleet.experiment.check import GRID
+from neurofleet.experiment.space import parse
+from neurofleet.run import Plan, plan
+from neurofleet.study import storage
+from neurofleet.study.display import Display
+from neurofleet.study.engine import SIZE, Engine, objectives
+from neurofleet.study.lane import Lane
+from neurofleet.study.record import recorded
+from neurofleet.study.schedulers import Never, Scheduler
+
+LARGEST_GRID = 1_000_000
+FREE = ("search.num_trials", "search.max_concurrent", "search.fuse", "search.max_stack", "search.time_limit_minutes")
+"""what may change when a study goes on"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """A study to begin or to go on with."""
+
+    name: str
+    composer: Composer
+    overrides: list[str]  # of the whole study, as they are kept
+    run_id: str | None  # of a study that goes on
+    failed_only: bool
+
+
+def order(arguments: Sequence[str]) -> Order:
+    """What stands after `neurofleet tune`: a new study, or `study=NAME` to go on with one.
+
+    Raises:
+        ConfigError: a mistake in the overrides; a study of that name with another space or experiment.
+    """
+    failed_only = "failed_only=true" in arguments
+    overrides = [one for one in arguments if not one.startswith("failed_only=")]
+    named = next((one.removeprefix("study=") for one in overrides if one.startswith("study=")), None)
+    known = storage.attributes(named) if named is not None else None
+    if known is None:
+        if failed_only:
+            storage.need(named or "")
+        composer = Composer.of(overrides)
+        _check_grid(composer)
+        name = composer.study or _new_name(composer)
+        return Order(name, composer, [one for one in overrides if not one.startswith("study=")], None, failed_only)
+    composer = _gone_on_with(str(named), known, [one for one in overrides if not one.startswith("study=")])
+    return Order(str(named), composer, known["overrides"], known["run_id"], failed_only)
+
+
+def _gone_on_with(name: str, known: Mapping[str, Any], overrides: Sequence[str]) -> Composer:
+    """The stored study with what may change of it.  Whatever else is given has to be what it was."""
+    given = {one.split("=")[0]: one for one in overrides}
+    kept = {one.split("=")[0]: one for one in known["overrides"]}
+    others = {key: one for key, one in given.items() if key not in FREE and not key.startswith("launcher")}
+    changed = sorted(one for key, one in others.items() if kept.get(key) != one)
+    if changed:
+        was = [kept.get(one.split("=")[0], f"nothing of {one.split('=')[0]}") for one in changed]
+        raise ConfigError(
+            f"study {name} goes on with the space that it began with; got {', '.join(changed)}, where it has "
+            f"{', '.join(was)}; take another name, or change only {', '.join(FREE)}"
+        )
+    space = {key: Dimension.from_dict(one) for key, one in known["space"].items()}
+    fixed, _ = parse(list((kept | given).values()), {})
+    return Composer(fixed, space)
+
+
+def _check_grid(composer: Composer) -> None:
+    size = experiments.grid_size(composer.space)
+    if composer.search["sampler"]["_target_"] == GRID and size is not None and size > LARGEST_GRID:
+        raise ConfigError(
+            f"a grid needs at most {LARGEST_GRID:,} points, got {size:,}; search fewer values, or take search=random"
+        )
+
+
+def _new_name(composer: Composer) -> str:
+    first = composer.experiment({key: _some(one) for key, one in composer.space.items()})
+    families = {"family": experiments.family_name(first), "data": experiments.data_name(first)}
+    sampler = re.sub("Sampler$", "", composer.search["sampler"]["_target_"].split(".")[-1]).lower()
+    stem = "-".join([*families.values(), sampler])
+    taken = set(storage.names())
+    return next(name for number in range(1, len(taken) + 2) if (name := f"{stem}-{number}") not in taken)
+
+
+def _some(dimension: Dimension) -> Any:
+    return dimension.choices[0] if dimension.choices else dimension.low
+
+
+def begin(order: Order) -> Plan:
+    """One of the study's trials as it would be built: what is wrong with all of them shows here, before anything is
+    written.
+
+    Raises:
+        UserError: the experiment cannot be run; a metric that its validations do not give.
+    """
+    first = {key: _some(dimension) for key, dimension in order.composer.space.items()}
+    planned = plan(order.composer.experiment(first))
+    known = [f"val/{name}" for name in planned.family.score_names] if planned.supply.validates else []
+    if not known:
+        raise ConfigError("a study compares trials on validation rows, got none; use data.train_splits=[train]")
+    for metric in objectives(order.composer.search):
+        if metric not in (*known, SIZE):
+            raise ConfigError(f"search.metric needs one of {', '.join((*known, SIZE))}, got {metric!r}")
+    return planned
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a study stands at the end of a session.
+
+    best: with one objective; with several `pareto` are those that no other beats in all
+    """
+
+    name: str
+    metrics: list[str]
+    counts: Mapping[str, int]
+    best: FrozenTrial | None
+    pareto: Sequence[FrozenTrial]
+    composer: Composer
+    folder: Path
+    run_id: str
+
+    def command(self, trial: FrozenTrial) -> str:
+        """What `neurofleet train` takes to train a trial's experiment."""
+        values = storage.values(self.composer.space, trial.params)
+        return shlex.join([*self.composer.fixed, *self.composer.overrides(values)])
+
+
+def conduct(order: Order, planned: Plan) -> Ended:
+    """Train the trials that the study lacks.
+
+    Raises:
+        ConfigError: another process has the study; none of its trials can be built.
+    """
+    composer, search = order.composer, order.composer.search
+    scheduler: Scheduler = experiments.build(composer.scheduler, "scheduler")
+    aims = objectives(search)
+    directions = [StudyDirection.MINIMIZE if sign == 1 else StudyDirection.MAXIMIZE for sign in aims.values()]
+    with storage.opened(order.name, directions) as opened:
+        opened.study.sampler = _sampler(composer, len(opened.study.trials))
+        space = {key: dimension.to_dict() for key, dimension in composer.space.items()}
+        recording = recorded(
+            name=order.name,
+            study=opened.study,
+            experiment=planned.experiment,
+            space=space,
+            search=search | {"scheduler": composer.scheduler},
+            tags={},
+            resume_run_id=order.run_id,
+        )
+        with recording as (tracker, _):
+            opened.describe({"overrides": order.overrides, "space": space, "run_id": tracker.run_id})
+            if order.failed_only:
+                search["num_trials"] = 0
+                print(f"{opened.retry_failed()} failed trials are tried again", flush=True)
+            display = Display(order.name, search["num_trials"], _num_steps(planned), aims)
+            with display:
+                Engine(composer, opened, _lane(composer, scheduler), scheduler, tracker, display, planned).run()
+            return Ended(
+                order.name,
+                list(aims),
+                Counter(trial.state.name.lower() for trial in opened.study.trials),
+                opened.best,
+                opened.study.best_trials if len(aims) > 1 else [],
+                composer,
+                opened.folder,
+                tracker.run_id,
+            )
+
+
+def _lane(composer: Composer, scheduler: Scheduler) -> Lane:
+    search, aims = composer.search, objectives(composer.search)
+    measured = [metric for metric in aims if metric != SIZE]
+    return Lane(
+        wanted=frozenset(measured),
+        rank=next(iter(aims.items())) if len(aims) == 1 and measured else None,
+        fuse=search["fuse"],
+        max_stack=search["max_stack"],
+        lockstep=not isinstance(scheduler, Never),
+    )
+
+
+def _sampler(composer: Composer, num_known: int) -> optuna.samplers.BaseSampler:
+    """A session draws by a seed of its own: with the first one's a sampler would propose the same trials again."""
+    config, seed = composer.search["sampler"], composer.search["seed"] + num_known
+    if config["_target_"] == GRID:  # the engine walks the grid itself
+        return optuna.samplers.RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler: optuna.samplers.BaseSampler = experiments.build(config, "search.sampler", seed=seed)
+    return sampler
+
+
+def _num_steps(planned: Plan) -> int:
+    return planned.supply.steps_per_epoch * planned.config.max_epochs
