@@ -9,6 +9,7 @@ ones do not squeeze the others together, importances are PED-ANOVA's (Watanabe e
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import sys
 import warnings
@@ -88,11 +89,24 @@ def importances(study: optuna.Study, complete: Sequence[FrozenTrial]) -> dict[st
     scores = {tuple(trial.values) for trial in complete}
     if len(complete) < FEWEST_TRIALS or len(scores) == 1:
         return {}
+    _import_importance()
     quantile = min(max(0.1, TRIALS_AT_TOP / len(complete)), 0.5)
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=quantile)
     with warnings.catch_warnings():  # of parameters that few trials have, and of scores of which many are equal
         warnings.filterwarnings("ignore", message="Some regimes for parameter|Target and region quantiles")
         return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+def _import_importance() -> None:
+    """Without scikit-learn, which optuna's other evaluators would import: 2 s, as long as all pictures take."""
+    absent = "sklearn" not in sys.modules
+    if absent:
+        sys.modules["sklearn"] = None  # type: ignore[assignment]  # the way to say that there is none
+    try:
+        importlib.import_module("optuna.importance")
+    finally:
+        if absent:
+            del sys.modules["sklearn"]
 
 
 def _objectives(study: optuna.Study, complete: Sequence[FrozenTrial]) -> list[Objective]:

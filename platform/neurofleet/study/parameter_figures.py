@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
 
-MOST_BARS, MOST_AXES, MOST_PANELS, MOST_IN_CONTOUR = 24, 10, 12, 4
+MOST_BARS, MOST_AXES, MOST_PANELS, MOST_IN_CONTOUR = 24, 10, 8, 3
 GRID = 40  # points along each side of a contour's surface
 MARGIN = 0.05  # beside the outermost trials
 
