@@ -33,7 +33,8 @@ def main(overrides: list[str]) -> None:
     print("   ".join(f"{count} {state}" for state, count in ended.counts.items()))
     for trial in [ended.best] if ended.best is not None else ended.pareto:
         scores = "   ".join(f"{name} {value:.4f}" for name, value in zip(ended.metrics, trial.values, strict=True))
-        print(f"trial {trial.number}: {scores}\n  neurofleet train {ended.command(trial)}")
+        changed = " (its last settings; they changed while it trained)" if "inherited" in trial.user_attrs else ""
+        print(f"trial {trial.number}: {scores}\n  neurofleet train {ended.command(trial)}{changed}")
     if planned.config.register and ended.best is not None:
         from neurofleet.release import register
 

@@ -1,7 +1,7 @@
 """Cohort: trials that advance together, one round (the epochs between two validations) after another.
 
 A cohort keeps of each trial what `neurofleet.watch` keeps of a run: its history, its best weights where training may
-stop early, its verdict.  `Single` is a cohort of one trial and takes the very steps of a run; `fused.Stack` is one of
+early, its verdict.  `single.Single` is a cohort of one trial and takes the very steps of a run, `fused.Stack` one of
 many.  Neither needs Lightning's Trainer, Ray, Optuna or MLflow.
 """
 
@@ -20,10 +20,9 @@ from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor
 
 from neurofleet import workers
-from neurofleet.errors import DivergedError
 from neurofleet.families._base import Family
 from neurofleet.run import Plan
-from neurofleet.steps import Batch, run_chunk
+from neurofleet.steps import Batch
 from neurofleet.watch import is_best
 from neurofleet.workers import Group
 
@@ -95,6 +94,14 @@ class Advance:
     step_seconds: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Learnt:
+    """What a trial has learnt: its weights, and what its optimizer remembers of each parameter, flat."""
+
+    weights: dict[str, Tensor]
+    optimizer: list[dict[str, Tensor]]
+
+
 class Cohort(ABC):
     """Abstract: trials that train in step, from the start of training on.
 
@@ -148,6 +155,17 @@ class Cohort(ABC):
     def drop(self, numbers: set[int]) -> list[Trial]:
         """Let these trials go before their end."""
         return self._dismiss(lambda trial: trial.number in numbers)
+
+    def place(self, number: int) -> int | None:
+        """Where a trial stands, if it is here."""
+        return next((place for place, trial in enumerate(self.trials) if trial.number == number), None)
+
+    def inherit(self, place: int, state: Learnt, plan: Plan) -> None:
+        """Let a trial go on from what another has learnt, with an experiment of its own."""
+        plan.family.to(self.device).start(self.loader.tensors)
+        plan.family.load_state_dict(state.weights)
+        self.trials[place].plan = plan
+        self._inherit(place, state)
 
     def _dismiss(self, goes: Callable[[Trial], bool]) -> list[Trial]:
         leaving = [goes(trial) for trial in self.trials]
@@ -211,6 +229,14 @@ class Cohort(ABC):
         return {name: tensor.detach().clone() for name, tensor in self._family(place).state_dict().items()}
 
     @abstractmethod
+    def learnt(self, place: int) -> Learnt:
+        """A copy of all that a trial has learnt."""
+
+    @abstractmethod
+    def _inherit(self, place: int, state: Learnt) -> None:
+        """Take in the optimizer's state, and what the trial's new family holds."""
+
+    @abstractmethod
     def _train(self) -> Iterator[Advance]:
         """Take the steps to the end of the round, chunk by chunk; `loader.step` moves on between them."""
 
@@ -229,35 +255,3 @@ class Cohort(ABC):
     @abstractmethod
     def _select(self, places: list[int]) -> None:
         """Go on with these trials."""
-
-
-class Single(Cohort):
-    """One trial, by the very steps of a run."""
-
-    def __init__(self, trial: Trial, wanted: frozenset[str]) -> None:
-        super().__init__([trial], wanted)
-        self._optimizer = trial.plan.family.make_optimizer()
-
-    def _train(self) -> Iterator[Advance]:
-        for chunk in self.loader:
-            try:
-                with self._precision():
-                    result = run_chunk(self._family(0), chunk, self._optimizer)
-            except DivergedError as error:
-                self.trials[0].failure = str(error)
-                yield Advance([], {}, 1.0)
-                return
-            measured = {step: {name: [value] for name, value in row.items()} for step, row in result.measured.items()}
-            yield Advance([[loss] for loss in result.losses], measured, result.step_seconds)
-
-    def _quick_scores(self) -> list[Row]:
-        return [self._scores(0)]
-
-    def _finite(self) -> list[bool]:
-        return [all(bool(torch.isfinite(one).all()) for one in self._family(0).parameters())]
-
-    def _family(self, place: int) -> Family:
-        return self.trials[place].plan.family
-
-    def _select(self, places: list[int]) -> None:
-        raise AssertionError("one trial is all there is")

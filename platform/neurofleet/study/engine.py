@@ -21,10 +21,11 @@ from neurofleet.experiment import Composer, Experiment
 from neurofleet.experiment.check import GRID
 from neurofleet.run import Plan
 from neurofleet.study import storage
+from neurofleet.study.cohort import Learnt
 from neurofleet.study.display import Display
 from neurofleet.study.lane import Report
 from neurofleet.study.record import trial_record
-from neurofleet.study.schedulers import Scheduler
+from neurofleet.study.schedulers import PopulationBased, Scheduler
 from neurofleet.tracking import Tracker
 
 WAVE = 256  # trials that are built at a time where nothing else bounds them: their networks stand in memory together
@@ -43,6 +44,10 @@ class Lanes(Protocol):
     def round(self, tick: Any) -> list[Report]: ...
 
     def drop(self, numbers: set[int]) -> list[Report]: ...
+
+    def learnt(self, number: int) -> Learnt: ...
+
+    def inherit(self, number: int, state: Learnt, experiment: Experiment) -> None: ...
 
 
 class Engine:
@@ -66,6 +71,7 @@ class Engine:
         limit = composer.search["time_limit_minutes"]
         self._deadline = math.inf if limit is None else time.monotonic() + 60 * limit
         self._experiments: dict[int, Experiment] = {}
+        self._values: dict[int, dict[str, Any]] = {}  # of searched keys, as they are now
         self._ids: dict[int, int] = {}
         self._scores: dict[int, dict[float, float]] = {}  # as a scheduler takes them
         self._refusals: list[str] = []
@@ -108,8 +114,8 @@ class Engine:
         self.opened.flush()
         for trial in wave:
             self._know(trial)
-            values = storage.values(self.composer.space, trial.params)
-            self._experiments[trial.number] = self.composer.experiment(values)
+            self._values[trial.number] = storage.values(self.composer.space, trial.params)
+            self._experiments[trial.number] = self.composer.experiment(self._values[trial.number])
         return wave[:room]
 
     def _ask(self) -> FrozenTrial:
@@ -129,6 +135,23 @@ class Engine:
             losers = self.scheduler.losers(self._scores, at_it, epoch, self.max_epochs)
             if losers:
                 self._take(self.lanes.drop(losers))
+            heirs = self.scheduler.heirs(self._scores, at_it - losers, epoch, self.max_epochs)
+            learnt = {donor: self.lanes.learnt(donor) for donor in set(heirs.values())}
+            for heir, donor in heirs.items():
+                self._bequeath(heir, donor, learnt[donor], epoch)
+
+    def _bequeath(self, heir: int, donor: int, learnt: Learnt, epoch: float) -> None:
+        """Let a trial go on from another's weights, with its settings somewhat changed."""
+        assert isinstance(self.scheduler, PopulationBased)
+        values = self.scheduler.mutated(self.composer.space, self._values[donor], f"{heir} {epoch}")
+        self._values[heir] = values
+        self._experiments[heir] = self.composer.experiment(values)
+        self.lanes.inherit(heir, learnt, self._experiments[heir])
+        attributes = self._trials()[heir].user_attrs
+        change = {"epoch": epoch, "from": donor, "values": values}
+        self.opened.storage.set_trial_user_attr(
+            self._ids[heir], "inherited", [*attributes.get("inherited", []), change]
+        )
 
     # What is known of trials.
 

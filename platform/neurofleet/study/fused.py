@@ -22,7 +22,7 @@ from neurofleet.families._base import Family, Objective
 from neurofleet.families._layers import fingerprints
 from neurofleet.loaders import ChunkLoader
 from neurofleet.steps import Batch, Context
-from neurofleet.study.cohort import Advance, Cohort, Row, Trial
+from neurofleet.study.cohort import Advance, Cohort, Learnt, Row, Trial
 from neurofleet.study.optimizers import StackedOptimizer, ordered
 from neurofleet.study.settings import NotStackableError, Owner, differing, in_place, owners
 
@@ -218,6 +218,17 @@ class Stack(Cohort):
         for name, tensor in _tensors(family):
             tensor.copy_(stacked[name][place])
         return family
+
+    def learnt(self, place: int) -> Learnt:
+        return Learnt(self.weights(place), self._optimizer.row_state(place))
+
+    @torch.no_grad()
+    def _inherit(self, place: int, state: Learnt) -> None:
+        stacked = self._leaves | self._others
+        for name, tensor in _tensors(self._families[place]):
+            stacked[name][place] = tensor
+        self._optimizer.set_row(place, self.trials[place].plan.experiment["optimizer"], state.optimizer)
+        self._settle()
 
     def _select(self, places: list[int]) -> None:
         self._others = {name: tensor[places] for name, tensor in self._others.items()}

@@ -13,7 +13,7 @@ from torch import Tensor
 from neurofleet.errors import UserError
 from neurofleet.experiment import Experiment
 from neurofleet.run import plan, threads
-from neurofleet.study.cohort import Cohort, Points, Row, Tick, Trial
+from neurofleet.study.cohort import Cohort, Learnt, Points, Row, Tick, Trial
 from neurofleet.study.stacking import cohorts
 
 
@@ -95,6 +95,17 @@ class Lane:
         gone = [trial for cohort in self._cohorts for trial in cohort.drop(numbers)]
         self._cohorts = [cohort for cohort in self._cohorts if not cohort.finished]
         return [dataclasses.replace(self._report(trial), state="PRUNED", points=trial.points) for trial in gone]
+
+    def learnt(self, number: int) -> Learnt:
+        """All that a trial has learnt so far."""
+        return next(cohort.learnt(place) for cohort in self._cohorts if (place := cohort.place(number)) is not None)
+
+    def inherit(self, number: int, state: Learnt, experiment: Experiment) -> None:
+        """Let a trial go on from what another has learnt, by an experiment that shapes the same network."""
+        for cohort in self._cohorts:
+            place = cohort.place(number)
+            if place is not None:
+                cohort.inherit(place, state, plan(experiment, cohort.trials[place].plan.data))
 
     def _report(self, trial: Trial) -> Report:
         last = trial.history[-1] if trial.history else {"epoch": 0.0}

@@ -68,7 +68,7 @@ class StackedOptimizer:
         cuts = {0, len(present)} | {place for place in range(1, len(present)) if present[place] != present[place - 1]}
         if not cuts <= set(self._divisions):
             self._divisions = sorted(cuts | set(self._divisions))
-            self._build(self._row_states())
+            self._build(self._row_states(self._divisions))
         rates_K = self._rates * factors
         with torch.no_grad():
             for first, last in pairwise(self._divisions):
@@ -78,9 +78,28 @@ class StackedOptimizer:
 
     def select(self, rows: Sequence[int], configs: Sequence[Mapping[str, Any]], weights: Tensor) -> None:
         """Go on with other rows: row i is what row `rows[i]` was, with `configs[i]` and the weights given."""
-        states = self._row_states()
+        states = self._row_states(self._divisions)
         self.configs, self.weights = list(configs), weights
         self._build([states[row] for row in rows])
+
+    def row_state(self, row: int) -> list[State]:
+        """What a row remembers of each parameter, flat."""
+        state = self._row_states(range(len(self.sizes) + 1))[row]
+        return [dict(state.get(start, {})) for start in range(len(self.sizes))]
+
+    def set_row(self, row: int, config: Mapping[str, Any], state: Sequence[State]) -> None:
+        """Let a row go on with another config, from what another row remembers."""
+        states = self._row_states(self._divisions)
+        self.configs[row] = config
+        states[row] = {
+            start: {
+                name: torch.cat([one[name] for one in state[start:stop]]) if value.ndim else value
+                for name, value in state[start].items()
+            }
+            for start, stop in pairwise(self._divisions)
+            if state[start]
+        }
+        self._build(states)
 
     def _move(self, parameters: range, gradient: Tensor, rates_K: Tensor) -> None:
         """gradient [K, C]"""
@@ -125,12 +144,12 @@ class StackedOptimizer:
                     }
                 self._blocks.append(_Block(rows, range(start, stop), displacement, optimizer))
 
-    def _row_states(self) -> list[dict[int, State]]:
-        """Each row's state by the first parameter of each block there is to be."""
+    def _row_states(self, divisions: Sequence[int]) -> list[dict[int, State]]:
+        """Each row's state by the first parameter of each part between `divisions`, which are no coarser than ours."""
         states: list[dict[int, State]] = [{} for _ in range(len(self.weights))]
         for block in self._blocks:
             state: State = dict(block.optimizer.state.get(block.displacement, {}))
-            starts = [start for start in self._divisions[:-1] if start in block.parameters]
+            starts = [start for start in divisions[:-1] if start in block.parameters]
             for start, stop in pairwise([*starts, block.parameters.stop]):
                 offset = self._ends[block.parameters.start]
                 columns = slice(self._ends[start] - offset, self._ends[stop] - offset)

@@ -7,25 +7,39 @@ which they were measured; lower is better.  So a study that goes on after a cras
 from __future__ import annotations
 
 import math
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean, median
+from typing import Any, ClassVar
 
 from neurofleet.errors import ConfigError
+from neurofleet.experiment import Dimension, Space
 
 Scores = Mapping[int, Mapping[float, float]]  # trial -> {epoch: score, lower is better}
 
 
 class Scheduler(ABC):
-    """Abstract: called when all trials that train have been validated at an epoch."""
+    """Abstract: called when all trials that train have been validated at an epoch.
+
+    compares: whether trials have to be trained in step, so that it can
+    """
+
+    compares: ClassVar[bool] = True
 
     @abstractmethod
     def losers(self, scores: Scores, training: set[int], epoch: float, max_epochs: int) -> set[int]:
         """Those of `training` that are to stop."""
 
+    def heirs(self, scores: Scores, training: set[int], epoch: float, max_epochs: int) -> dict[int, int]:
+        """Those of `training` that are to go on from the weights of another, with other settings: heir -> donor."""
+        return {}
+
 
 class Never(Scheduler):
     """Every trial trains to its end."""
+
+    compares = False
 
     def losers(self, scores: Scores, training: set[int], epoch: float, max_epochs: int) -> set[int]:
         return set()
@@ -105,6 +119,64 @@ class Median(Scheduler):
             if len(others) >= self.min_trials and min(scores[trial].values()) > median(others):
                 losers.add(trial)
         return losers
+
+
+class PopulationBased(Scheduler):
+    """Every `every_epochs` the worst `quantile` of the population go on from weights and settings of the best, each
+    number of which is multiplied by one of `factors` or drawn anew (Jaderberg et al. 2017, "Population based training
+    of neural networks").  What decides the network's shape is inherited as it is."""
+
+    def __init__(
+        self, *, every_epochs: int, quantile: float, factors: Sequence[float], resample_probability: float
+    ) -> None:
+        _need_whole("every_epochs", every_epochs, at_least=1)
+        if not 0 < quantile <= 0.5:
+            raise ConfigError(f"scheduler.quantile needs a number above 0 and at most 0.5, got {quantile!r}")
+        if not factors or not all(factor > 0 for factor in factors):
+            raise ConfigError(f"scheduler.factors needs numbers above 0, got {factors!r}")
+        if not 0 <= resample_probability <= 1:
+            raise ConfigError(f"scheduler.resample_probability needs 0 to 1, got {resample_probability!r}")
+        self.every_epochs, self.quantile = every_epochs, quantile
+        self.factors, self.resample_probability = list(factors), resample_probability
+
+    def losers(self, scores: Scores, training: set[int], epoch: float, max_epochs: int) -> set[int]:
+        return set()
+
+    def heirs(self, scores: Scores, training: set[int], epoch: float, max_epochs: int) -> dict[int, int]:
+        if epoch % self.every_epochs or epoch >= max_epochs or len(training) < 2:
+            return {}
+        ranked = sorted(training, key=lambda trial: (scores[trial][epoch], trial))
+        size = max(1, int(len(ranked) * self.quantile))
+        draws = random.Random(f"{epoch} {ranked}")
+        return {heir: draws.choice(ranked[:size]) for heir in ranked[-size:]}
+
+    def mutated(self, space: Space, values: Mapping[str, Any], seed: str) -> dict[str, Any]:
+        """A donor's values as its heir takes them: numbers that shape no network are changed."""
+        draws = random.Random(seed)
+        mutated = dict(values)
+        for key, dimension in space.items():
+            if key.split(".")[0] not in ("optimizer", "schedule") and dimension.kind != "float":
+                continue
+            anew, factor = draws.random() < self.resample_probability, draws.choice(self.factors)
+            if anew:
+                mutated[key] = _drawn(dimension, draws)
+            elif dimension.low is not None and dimension.high is not None:
+                moved = min(max(values[key] * factor, dimension.low), dimension.high)
+                if dimension.step is not None:
+                    moved = dimension.low + round((moved - dimension.low) / dimension.step) * dimension.step
+                mutated[key] = int(moved) if dimension.kind == "int" else float(moved)
+        return mutated
+
+
+def _drawn(dimension: Dimension, draws: random.Random) -> Any:
+    values = dimension.grid()
+    if values is not None:
+        return draws.choice(values)
+    assert dimension.low is not None
+    assert dimension.high is not None
+    if dimension.log:
+        return math.exp(draws.uniform(math.log(dimension.low), math.log(dimension.high)))
+    return draws.uniform(dimension.low, dimension.high)
 
 
 def _need_whole(name: str, value: object, *, at_least: int) -> None:

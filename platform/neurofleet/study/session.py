@@ -26,7 +26,7 @@ from neurofleet.study.display import Display
 from neurofleet.study.engine import SIZE, Engine, objectives
 from neurofleet.study.lane import Lane
 from neurofleet.study.record import recorded
-from neurofleet.study.schedulers import Never, Scheduler
+from neurofleet.study.schedulers import Scheduler
 
 LARGEST_GRID = 1_000_000
 FREE = ("search.num_trials", "search.max_concurrent", "search.fuse", "search.max_stack", "search.time_limit_minutes")
@@ -193,7 +193,7 @@ def _lane(composer: Composer, scheduler: Scheduler) -> Lane:
         rank=next(iter(aims.items())) if len(aims) == 1 and measured else None,
         fuse=search["fuse"],
         max_stack=search["max_stack"],
-        lockstep=not isinstance(scheduler, Never),
+        lockstep=scheduler.compares,
     )
 
 

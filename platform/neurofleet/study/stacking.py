@@ -24,10 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from neurofleet.errors import UserError
 from neurofleet.run import Plan
 from neurofleet.steps import Batch, Context
-from neurofleet.study.cohort import Cohort, Single, Trial
+from neurofleet.study.cohort import Cohort, Trial
 from neurofleet.study.fused import Stack
 from neurofleet.study.optimizers import KNOWN, can_stack
 from neurofleet.study.settings import NotStackableError
+from neurofleet.study.single import Single
 from neurofleet.supply import RowSupply
 
 TIMED_STEPS = 5
