@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from neurofleet.errors import NeurofleetError
-from neurofleet.families._base import Family
+from neurofleet.families._base import Family, Recipe
 
 Owner = tuple[str, str]  # where an object stands in its family, and the name of a float of it
 
@@ -35,7 +35,7 @@ def differing(families: Sequence[Family]) -> dict[Owner, Tensor]:
             (place, name): value
             for place, owner in owners(family)
             for name, value in vars(owner).items()
-            if isinstance(value, float)
+            if isinstance(value, int | float) and not isinstance(value, bool)
         }
         for family in families
     ]
@@ -45,7 +45,8 @@ def differing(families: Sequence[Family]) -> dict[Owner, Tensor]:
     return {
         owner: torch.tensor(column, dtype=torch.float64, device=families[0].device)
         for owner, column in columns.items()
-        if any(value != column[0] for value in column)
+        # A rate that is written as 0 is a whole number, but one in which only whole numbers differ is no rate.
+        if any(value != column[0] for value in column) and any(isinstance(value, float) for value in column)
     }
 
 
@@ -63,11 +64,15 @@ def in_place(kept: Mapping[str, Any], settings: Mapping[Owner, Any]) -> Iterator
 
 
 def owners(owner: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """An object and those that it keeps which are modules or our own, each with its place in the first one."""
+    """An object and those that it keeps which are modules or our own, each with its place in the first one.
+
+    A recipe is left out: how a trial is optimised is no part of its objective.
+    """
     yield place, owner
     children = dict(owner._modules) if isinstance(owner, nn.Module) else {}
     for name, value in vars(owner).items():
-        if type(value).__module__.startswith("neurofleet.families.") and hasattr(value, "__dict__"):
+        ours = type(value).__module__.startswith("neurofleet.families.") and hasattr(value, "__dict__")
+        if ours and not isinstance(value, Recipe):
             children[name] = value
     for name, child in children.items():
         if child is not None:

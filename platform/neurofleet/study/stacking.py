@@ -138,9 +138,10 @@ def _alone(plan: Plan, batch: Batch, context: Context) -> tuple[Tensor, list[Ten
 def check(stack: Stack) -> None:
     """Raise NotStackableError unless trials have the losses and gradients of their first batch in the stack as alone.
 
-    All of them are compared if floats of their families differ, else the first.
+    All of them are compared if settings of their families differ, else the first.
     """
-    trials = stack.trials if stack.settings else stack.trials[:1]
+    alike = len({signature(trial.plan, exact=True) for trial in stack.trials}) == 1
+    trials = stack.trials[:1] if alike else stack.trials
     batch, context = _first_batch(trials[0].plan, stack)
     try:
         losses, gradients = stack.probe(batch, context)
