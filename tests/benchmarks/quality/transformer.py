@@ -43,12 +43,14 @@ def witten_bell(data: ParquetDataModule, order: int = 5) -> float:
         return -math.log2(probability)
 
     inputs, given = data.rows("test")
-    rows = ["".join(map(chr, row)) for row in inputs.tolist()]
-    means = [
-        np.mean([bits(row, place) for place in range(first, len(row)) if row[place] != chr(0)])
-        for row, first in zip(rows, given.tolist(), strict=True)
+    texts = ["".join(map(chr, row)) for row in inputs.tolist()]
+    scored = [
+        bits(text, place)
+        for text, first in zip(texts, given.tolist(), strict=True)
+        for place in range(first, len(text))
+        if text[place] != chr(0)
     ]
-    return float(np.mean(means))
+    return float(np.mean(scored))
 
 
 def written_out(data: ParquetDataModule) -> str:
