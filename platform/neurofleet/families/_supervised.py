@@ -69,6 +69,9 @@ class SupervisedFamily(Family):
                 if isinstance(smoothing, Tensor):  # torch's own function takes none
                     even = (outputs.logsumexp(dim=1) - outputs.mean(dim=1)).mean()
                     return F.cross_entropy(outputs, targets) * (1 - smoothing) + even * smoothing
+                if torch._C._functorch.is_functorch_wrapped_tensor(outputs) and not smoothing:
+                    # A stack of trials would take torch's function apart into a dozen operations.
+                    return -F.log_softmax(outputs, dim=1).gather(1, targets.unsqueeze(1)).mean()
                 return F.cross_entropy(outputs, targets, label_smoothing=smoothing)
             case "regression":
                 return F.mse_loss(outputs, targets)

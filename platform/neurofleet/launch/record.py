@@ -39,27 +39,29 @@ def recorded(planned: Plan, *, resume: str | None = None) -> Iterator[tuple[Trac
     resume: the id of a run that goes on, or None for a new one
     """
     experiment, spec, data = planned.experiment, planned.data.spec, planned.data
-    if resume is None:
-        tracker = Tracker.start(
-            experiment=experiments.data_name(experiment),
-            run_name=run_name(experiment),
-            tags=_tags(planned),
-            params=experiment,
-        )
-    else:
-        tracker = Tracker.resume(resume)
-    folder = paths.run(tracker.run_id)
+    with contextlib.ExitStack() as held:
+        if resume is None:
+            tracker = Tracker.start(
+                experiment=experiments.data_name(experiment),
+                run_name=run_name(experiment),
+                tags=_tags(planned),
+                params=experiment,
+            )
+        else:  # before the run shows as going on
+            held.enter_context(alone(paths.run(resume)))
+            tracker = Tracker.resume(resume)
+        folder = paths.run(tracker.run_id)
 
-    def remedy() -> str:
-        resumable = (folder / "checkpoints" / "index.json").is_file()
-        return f"to go on from the last checkpoint: neurofleet train resume={tracker.run_id}" if resumable else ""
+        def remedy() -> str:
+            resumable = (folder / "checkpoints" / "index.json").is_file()
+            return f"to go on from the last checkpoint: neurofleet train resume={tracker.run_id}" if resumable else ""
 
-    with ending(tracker, remedy):
-        with alone(folder):
-            if resume is None:
-                num_rows = sum(spec.num_rows.values())
-                tracker.log_dataset(spec.name, data.digest, str(data.folder), spec.to_dict(), num_rows)
-            yield tracker, folder
+        held.enter_context(ending(tracker, remedy))
+        if resume is None:
+            held.enter_context(alone(folder))
+            num_rows = sum(spec.num_rows.values())
+            tracker.log_dataset(spec.name, data.digest, str(data.folder), spec.to_dict(), num_rows)
+        yield tracker, folder
         for path in (folder / name for name in ARTIFACTS):
             tracker.log_artifact(path)
         for path in draw(folder):

@@ -65,6 +65,7 @@ class Engine:
     ) -> None:
         self.composer, self.opened, self.lanes, self.scheduler = composer, opened, lanes, scheduler
         self.tracker, self.display, self.max_epochs = tracker, display, planned.config.max_epochs
+        self._per_epoch = planned.supply.steps_per_epoch
         self.study = opened.study
         self.objectives = objectives(composer.search)
         self.distributions = {key: storage.distribution(one) for key, one in composer.space.items()}
@@ -79,6 +80,8 @@ class Engine:
         self._metric, self._sign = metric, sign
         for trial in self._trials():
             self._know(trial)
+            if trial.state.is_finished():  # it may not have come to the tracker; one that did is not sent twice
+                self._send(trial)
 
     # The loop.
 
@@ -205,6 +208,18 @@ class Engine:
 
     def _overrides(self, number: int) -> list[str]:
         return self.composer.overrides(storage.values(self.composer.space, self._trials()[number].params))
+
+    def _send(self, trial: FrozenTrial) -> None:
+        """A trial of an earlier session, by what the journal knows of it."""
+        experiment = self.composer.experiment(storage.values(self.composer.space, trial.params))
+        began, ended = (int(one.timestamp() * 1000) for one in (trial.datetime_start, trial.datetime_complete) if one)
+        length = max(trial.intermediate_values, default=1)
+        points = [
+            (self._metric, value, epoch * self._per_epoch, began + (ended - began) * epoch // length)
+            for epoch, value in trial.intermediate_values.items()
+        ]
+        points += [(name, value, length * self._per_epoch, ended) for name, value in trial.user_attrs["scores"].items()]
+        self.tracker.log_trial(trial_record(self.study.study_name, trial, experiment, points))
 
     def _tell_of(self, report: Report) -> None:
         trial = self._trials()[report.number]

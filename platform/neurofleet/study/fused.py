@@ -148,17 +148,13 @@ class Stack(Cohort):
         return over(self._leaves, self._others, self.settings, seeds, batch)
 
     def _gradients(self, loss_K: Tensor) -> list[Tensor | None]:
-        """[K, size] of each parameter that took part."""
-        gradients = torch.autograd.grad(loss_K.sum(), list(self._leaves.values()), allow_unused=True)
-        return [None if one is None else one.reshape(len(self.trials), -1) for one in gradients]
+        """[K, *shape] of each parameter that took part."""
+        return list(torch.autograd.grad(loss_K.sum(), list(self._leaves.values()), allow_unused=True))
 
     def probe(self, batch: Batch, context: Context) -> tuple[Tensor, list[Tensor | None]]:
         """Losses [K] and gradients [K, *shape] of a batch that all trials see; nothing is learnt."""
         loss_K, _, _ = self._objectives(batch, context, shared=True)
-        shapes = [leaf.shape for leaf in self._leaves.values()]
-        gradients = self._gradients(loss_K)
-        pairs = zip(gradients, shapes, strict=True)
-        return loss_K.detach(), [None if one is None else one.view(shape) for one, shape in pairs]
+        return loss_K.detach(), self._gradients(loss_K)
 
     def _batches(self, start: int, stop: int) -> Iterator[tuple[Batch, Tensor]]:
         """Batches with the rows' places; each trial has its own rows unless all have one seed."""
@@ -186,10 +182,10 @@ class Stack(Cohort):
         """As `torch.nn.utils.clip_grad_norm_` of each trial."""
         if self._clips is None:
             return gradients
-        norms = torch.stack([torch.linalg.vector_norm(one, dim=1) for one in gradients if one is not None])
+        norms = torch.stack([one.flatten(1).norm(dim=1) for one in gradients if one is not None])
         norm_K = torch.linalg.vector_norm(norms, dim=0)
-        factor_K1 = (self._clips / (norm_K + 1e-6)).clamp(max=1.0).to(norm_K.dtype).unsqueeze(1)
-        return [None if one is None else one * factor_K1 for one in gradients]
+        factor_K = (self._clips / (norm_K + 1e-6)).clamp(max=1.0).to(norm_K.dtype)
+        return [None if one is None else one * factor_K.view(-1, *[1] * (one.ndim - 1)) for one in gradients]
 
     # Validation.
 

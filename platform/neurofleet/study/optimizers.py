@@ -63,7 +63,7 @@ class StackedOptimizer:
         self._build([{} for _ in self.configs])
 
     def step(self, gradients: Sequence[Tensor | None], factors: Tensor) -> None:
-        """gradients: [K, size] of each parameter, or None; factors: float64 [K], the schedule's of each row."""
+        """gradients: [K, *shape] of each parameter, or None; factors: float64 [K], the schedule's of each row."""
         present = [gradient is not None for gradient in gradients]
         cuts = {0, len(present)} | {place for place in range(1, len(present)) if present[place] != present[place - 1]}
         if not cuts <= set(self._divisions):
@@ -74,7 +74,17 @@ class StackedOptimizer:
             for first, last in pairwise(self._divisions):
                 columns = [one for one in gradients[first:last] if one is not None]
                 if columns:
-                    self._move(range(first, last), torch.cat(columns, dim=1), rates_K)
+                    self._move(range(first, last), self._flat(first, columns), rates_K)
+
+    def _flat(self, first: int, gradients: Sequence[Tensor]) -> Tensor:
+        """[K, C] by one copy, whatever the layout of each."""
+        size = sum(self.sizes[first : first + len(gradients)])
+        flat = torch.empty(len(self.weights), size, dtype=self.weights.dtype, device=self.weights.device)
+        for part, one in zip(
+            flat.split([gradient[0].numel() for gradient in gradients], dim=1), gradients, strict=True
+        ):
+            part.view(one.shape).copy_(one)
+        return flat
 
     def select(self, rows: Sequence[int], configs: Sequence[Mapping[str, Any]], weights: Tensor) -> None:
         """Go on with other rows: row i is what row `rows[i]` was, with `configs[i]` and the weights given."""

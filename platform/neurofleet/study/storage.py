@@ -99,11 +99,11 @@ class Opened:
     @property
     def best(self) -> FrozenTrial | None:
         """The best trial that ended, where there is one objective."""
-        if len(self.study.directions) > 1 or not any(
-            one.state == TrialState.COMPLETE for one in self.study.get_trials(deepcopy=False)
-        ):
+        if len(self.study.directions) > 1:
             return None
-        return self.study.best_trial
+        ended = [one for one in self.study.get_trials(deepcopy=False) if one.state == TrialState.COMPLETE]
+        choose = min if self.study.direction == StudyDirection.MINIMIZE else max
+        return choose(ended, key=lambda one: one.values[0], default=None)
 
     def keep(self, experiment: Experiment, report: Report, overrides: Sequence[str]) -> None:
         """Lay the best trial down as a run leaves itself: experiment, spec, weights, history."""
