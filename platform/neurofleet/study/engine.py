@@ -29,8 +29,8 @@ from neurofleet.study.schedulers import PopulationBased, Scheduler
 from neurofleet.tracking import Tracker
 
 WAVE = 256  # trials that are built at a time where nothing else bounds them: their networks stand in memory together
+SIZE = "num_parameters"  # an objective that every trial has
 UNBUILDABLE = 3  # so many trials that cannot be built, and none that can, end a study
-SIZE = "num_parameters"  # an objective that is not measured
 
 
 class Lanes(Protocol):
@@ -189,12 +189,13 @@ class Engine:
     def _end(self, report: Report) -> None:
         state, values, failure = TrialState[str(report.state)], None, report.failure
         if state == TrialState.COMPLETE:
-            scores = {**report.scores, SIZE: report.num_parameters}
-            values = [scores[metric] for metric in self.objectives]
-            bad = [metric for metric in self.objectives if not math.isfinite(scores[metric])]
+            scores = {**report.scores, SIZE: float(report.num_parameters), **report.measures}
+            values = [scores.get(metric, math.nan) for metric in self.objectives]
+            bad = [metric for metric, value in zip(self.objectives, values, strict=True) if not math.isfinite(value)]
             if bad:
-                state, values, failure = TrialState.FAIL, None, f"{bad[0]} needs a finite value, got {scores[bad[0]]}"
-        about = {"scores": report.scores, SIZE: report.num_parameters, "failure": failure}
+                state, values = TrialState.FAIL, None
+                failure = f"{bad[0]} needs a finite value, got {scores.get(bad[0])}"
+        about = {"scores": report.scores | report.measures, SIZE: report.num_parameters, "failure": failure}
         for name, value in about.items():
             if value is not None:
                 self.opened.storage.set_trial_user_attr(self._ids[report.number], name, value)
@@ -237,7 +238,7 @@ class Engine:
 
     def _need_buildable(self) -> None:
         trials = self._trials()
-        failures = [one for one in trials if one.state == TrialState.FAIL and SIZE in one.user_attrs]
+        failures = [one for one in trials if one.state == TrialState.FAIL and not one.user_attrs.get(SIZE)]
         enough = min(UNBUILDABLE, self.composer.search["num_trials"])
         if self.lanes.training or len(failures) < len(trials) or len(failures) < enough:
             return
@@ -265,5 +266,5 @@ def _timed(report: Report, began: datetime | None, ended: datetime | None) -> li
     final = max((step for step, _, _ in report.points), default=0) or 1
     rows = [(step, first + (last - first) * step // final, row) for step, _, row in report.points]
     if report.state == "COMPLETE":  # the scores that count come last
-        rows.append((final, last, report.scores))
+        rows.append((final, last, report.scores | report.measures))
     return [(name, value, step, at) for step, at, row in rows for name, value in row.items()]

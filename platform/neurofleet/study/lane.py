@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from neurofleet.errors import UserError
@@ -15,6 +18,7 @@ from neurofleet.experiment import Experiment
 from neurofleet.run import plan, threads
 from neurofleet.study.cohort import Cohort, Learnt, Points, Row, Tick, Trial
 from neurofleet.study.stacking import cohorts
+from neurofleet.supply import RowSupply
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Report:
     scores:  of this validation, or those that count where the trial is over
     points:  all that was measured, once it is over
     weights: of a COMPLETE trial that is the best of its lane so far
+    measures: the others of `MEASURES`, of a trial that is COMPLETE
     """
 
     number: int
@@ -36,12 +41,18 @@ class Report:
     history: list[Row] = dataclasses.field(default_factory=list)
     weights: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     num_parameters: int = 0
+    measures: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+MEASURES = ("num_parameters", "weights_bytes", "latency_ms")
+"""objectives that are measured on a trained network: its size, and the median time of one answer to one row, alone"""
+NUM_ANSWERS = 30
 
 
 class Lane:
     """Trains the trials that it is given.
 
-    wanted:    scores that every validation has to give
+    wanted:    the objectives: scores that every validation has to give, and `MEASURES`
     rank:      the metric by which a trial is the best, and its sign: 1 if lower is better, else -1; or None
     fuse:      auto, stack or pack
     max_stack: trials in one stack at most
@@ -51,7 +62,9 @@ class Lane:
     def __init__(
         self, *, wanted: frozenset[str], rank: tuple[str, int] | None, fuse: str, max_stack: int, lockstep: bool
     ) -> None:
-        self.wanted, self.rank, self.fuse, self.max_stack, self.lockstep = wanted, rank, fuse, max_stack, lockstep
+        self.rank, self.fuse, self.max_stack, self.lockstep = rank, fuse, max_stack, lockstep
+        self.wanted = wanted - set(MEASURES)
+        self._is_timed = "latency_ms" in wanted
         self._best = math.inf
         self._cohorts: list[Cohort] = []
         self._data: dict[str, Any] = {}
@@ -115,10 +128,41 @@ class Lane:
             return dataclasses.replace(report, state="FAIL", failure=trial.failure, points=trial.points)
         if not trial.ended:
             return report
-        weights: dict[str, Tensor] = {}
-        if self.rank is not None and trial.verdict[self.rank[0]] * self.rank[1] < self._best:
-            self._best = trial.verdict[self.rank[0]] * self.rank[1]
-            weights = {name: tensor.detach().cpu().clone() for name, tensor in trial.plan.family.state_dict().items()}
+        weights, measures = dict[str, Tensor](), self._measures(trial)
+        if self.rank is not None:
+            value = ({**trial.verdict, "num_parameters": report.num_parameters} | measures)[self.rank[0]] * self.rank[1]
+            if value < self._best:
+                self._best, state = value, trial.plan.family.state_dict()
+                weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         return dataclasses.replace(
-            report, state="COMPLETE", scores=trial.verdict, points=trial.points, history=trial.history, weights=weights
+            report,
+            state="COMPLETE",
+            scores=trial.verdict,
+            points=trial.points,
+            history=trial.history,
+            weights=weights,
+            measures=measures,
         )
+
+    def _measures(self, trial: Trial) -> dict[str, float]:
+        state = trial.plan.family.state_dict()
+        measures = {"weights_bytes": float(sum(one.numel() * one.element_size() for one in state.values()))}
+        if self._is_timed:
+            measures["latency_ms"] = _latency(trial)
+        return measures
+
+
+def _latency(trial: Trial) -> float:
+    """Milliseconds of one answer on the device that trains, or NaN for an agent, whose rows nobody holds."""
+    if not isinstance(trial.plan.supply, RowSupply):
+        return math.nan
+    family = trial.plan.family.eval()
+    row = trial.plan.supply.tensors("val", family.device)[0][:1]
+    taken = []
+    with torch.inference_mode():
+        for _ in range(NUM_ANSWERS):
+            begin = time.perf_counter()
+            family(row).sum().item()  # which waits for a GPU
+            taken.append(1e3 * (time.perf_counter() - begin))
+    family.train()
+    return median(taken)
