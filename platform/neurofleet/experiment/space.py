@@ -144,7 +144,7 @@ def _dimension(override: Override) -> Dimension:
         raise ConfigError(f"a logarithmic scale needs an interval or a range, got {where}")
     if hasattr(values, "filter"):
         return _glob(override.key_or_group, values)
-    choices = [_plain(value) for value in values.list]
+    choices = [plain_value(value) for value in values.list]
     if is_group(key) and not all(isinstance(one, str) for one in choices):
         raise ConfigError(f"{key} needs names of config files, got {where}")
     return _choice(where, choices)
@@ -198,9 +198,10 @@ def _choice(where: str, values: list[Any]) -> Dimension:
     return Dimension("categorical", choices=tuple(values))
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """What Hydra's grammar parsed, as YAML would hold it."""
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [plain_value(one) for one in value]
     if isinstance(value, dict):
-        return {_plain(key): _plain(one) for key, one in value.items()}
+        return {plain_value(key): plain_value(one) for key, one in value.items()}
     return getattr(value, "text", value)  # Hydra keeps the quotes of quoted text beside it

@@ -12,10 +12,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
+
 from neurofleet.errors import ConfigError, nearest
 from neurofleet.experiment.check import GRID, Experiment, check, check_search
-from neurofleet.experiment.compose import as_text, compose, composed, from_config, has_interpolations, plain
-from neurofleet.experiment.space import Dimension, Space, bare, grid_size, is_group, parse, root
+from neurofleet.experiment.compose import as_text, compose, composed, from_config, has_interpolations, parsed, plain
+from neurofleet.experiment.space import Dimension, Space, bare, grid_size, is_group, parse, plain_value, root
 
 __all__ = ["Composer", "Dimension", "Space", "grid_size", "parse"]
 
@@ -73,6 +75,27 @@ class Composer:
         if unknown is not None:
             raise ConfigError(f"the study does not search {unknown!r}; {nearest(unknown, self.space)}")
         return [f"{key}={as_text(params[key])}" for key in self.space if key in params]
+
+    def experiment_file(self, params: Mapping[str, Any]) -> str | None:
+        """The same as the text of a file for configs/experiment: only what differs from `neurofleet train` alone.
+        None where something is deleted, which a file cannot say."""
+        overrides = parsed([*self.fixed, *self.overrides(params)])
+        if any(override.is_delete() for override in overrides):
+            return None
+        defaults: list[Any] = []
+        values: dict[str, Any] = {}
+        for override in overrides:
+            key, value = override.get_key_element(), override.value()
+            if key == "experiment":
+                defaults.insert(0, value)
+            elif is_group(key):
+                defaults.append({f"override /{bare(key)}": value})
+            else:
+                *place, last = bare(key).split(".")
+                node = functools.reduce(lambda node, name: node.setdefault(name, {}), place, values)
+                node[last] = plain_value(value)
+        content = {"defaults": [*defaults, "_self_"]} | values
+        return "# @package _global_\n" + yaml.safe_dump(content, sort_keys=False)
 
     def _template(self, groups: Mapping[str, Any]) -> Experiment | None:
         """The experiment but for its plain values; None where these cannot be put in place."""

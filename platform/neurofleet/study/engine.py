@@ -200,7 +200,9 @@ class Engine:
             if value is not None:
                 self.opened.storage.set_trial_user_attr(self._ids[report.number], name, value)
         if values is not None and report.weights and self._is_best(values):
-            self.opened.keep(self._experiments[report.number], report, self._overrides(report.number))
+            values_of = self._values[report.number]
+            text = self.composer.experiment_file(values_of)
+            self.opened.keep(self._experiments[report.number], report, self.composer.overrides(values_of), text)
         self.study.tell(report.number, values, state)
 
     def _is_best(self, values: Sequence[float]) -> bool:

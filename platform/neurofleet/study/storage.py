@@ -105,8 +105,9 @@ class Opened:
         choose = min if self.study.direction == StudyDirection.MINIMIZE else max
         return choose(ended, key=lambda one: one.values[0], default=None)
 
-    def keep(self, experiment: Experiment, report: Report, overrides: Sequence[str]) -> None:
-        """Lay the best trial down as a run leaves itself: experiment, spec, weights, history."""
+    def keep(self, experiment: Experiment, report: Report, overrides: Sequence[str], text: str | None) -> None:
+        """Lay the best trial down as a run leaves itself: experiment, spec, weights, history; `text` is the experiment
+        as a config, in `experiment/` by the study's name."""
         aside, into = self.folder / "best.part", self.folder / "best"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
@@ -116,6 +117,9 @@ class Opened:
         checkpoint.write(aside / "history.json", json.dumps(report.history).encode())
         about = {"trial": report.number, "overrides": list(overrides), "scores": report.scores}
         checkpoint.write(aside / "trial.json", json.dumps(about, indent=1).encode())
+        if text is not None:
+            (aside / "experiment").mkdir()
+            checkpoint.write(aside / "experiment" / f"{self.study.study_name}.yaml", text.encode())
         shutil.rmtree(into, ignore_errors=True)
         aside.rename(into)
 
