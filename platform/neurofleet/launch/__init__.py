@@ -22,6 +22,7 @@ from neurofleet.launch.connection import (
     check_room,
     cluster_nodes,
     ensure_token,
+    environment,
     passed_on,
 )
 from neurofleet.launch.machine import is_open, running, runs
@@ -52,7 +53,8 @@ def check(experiment: dict[str, Any]) -> None:
             f"trainer.accelerator and launcher.use_gpu need to agree, got {accelerator} and "
             f"{str(launcher['use_gpu']).lower()}; use trainer.accelerator=auto"
         )
-    check_room(launcher)
+    with environment(workers.settings()):  # Ray reads some of it when it is imported
+        check_room(launcher)
 
 
 def launch(experiment: dict[str, Any], *, tracker: Tracker | None, folder: Path, resume: bool) -> Result:

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,18 @@ def check(launcher: Mapping[str, Any]) -> None:
         raise ConfigError(f"launcher.strategy needs ddp or fsdp, got {launcher['strategy']!r}")
 
 
+def settings() -> dict[str, str]:
+    """The environment in which this process has to import and use Ray."""
+    return {name: os.environ.get(name, value) for name, value in SETTINGS.items()}
+
+
 def fit(
     launcher: Mapping[str, Any], function: Callable[[dict[str, Any]], Any], task: dict[str, Any], folder: Path
 ) -> Any:
     """Call `function(task)` in every worker of a process group; returns what rank 0 returned."""
-    settings = {name: os.environ.get(name, value) for name, value in SETTINGS.items()}
     bar = progress.Bar(f"{launcher['num_workers']} workers")
     # The relay is the outermost: the last lines arrive while the connection closes.
-    with bar, relayed(bar), environment(settings), connected(launcher) as local:
+    with bar, relayed(bar), environment(settings()), connected(launcher) as local:
         import ray.train
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -82,7 +86,7 @@ def fit(
                 name="ray_train",
                 storage_path=str(folder),
                 failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=0),
-                worker_runtime_env={"env_vars": _worker_environment(launcher, local)},
+                worker_runtime_env={"env_vars": worker_environment(launcher, local)},
                 logging_config=train.LoggingConfig(log_level="CRITICAL"),  # errors come back as exceptions
             ),
         )
@@ -90,21 +94,32 @@ def fit(
 
 
 def _guarded(config: dict[str, Any]) -> Any:
-    """In a worker: any error leaves as a NeurofleetError that pickles and knows when and where it was raised."""
     import torch.distributed as dist
 
     task = config["task"]
-    if os.path.isdir(task.get("working_folder", "")):
-        os.chdir(task["working_folder"])
-    try:
+    enter(task.get("working_folder", ""))
+    with guarded(f"worker {dist.get_rank()}"):
         return config["function"](task)
+
+
+def enter(working_folder: str) -> None:
+    """Work where the driver works, if this machine has that folder."""
+    if os.path.isdir(working_folder):
+        os.chdir(working_folder)
+
+
+@contextlib.contextmanager
+def guarded(who: str) -> Iterator[None]:
+    """In a worker: any error leaves as a NeurofleetError that pickles and knows when it was raised."""
+    try:
+        yield
     except NeurofleetError as error:
-        error.__dict__ |= {"raised_at": time.time(), "rank": dist.get_rank()}
+        error.__dict__["raised_at"] = time.time()
         raise
     except Exception as error:  # noqa: BLE001 -- whatever a family raises has to cross the border
         own = traceback.format_exc().rstrip()
-        wrapped = WorkerError(f"worker {dist.get_rank()} raised {type(error).__name__}: {error}\n{own}")
-        wrapped.__dict__ |= {"raised_at": time.time(), "rank": dist.get_rank()}
+        wrapped = WorkerError(f"{who} raised {type(error).__name__}: {error}\n{own}")
+        wrapped.__dict__["raised_at"] = time.time()
         raise wrapped from None
 
 
@@ -137,7 +152,7 @@ def _cause(error: Any) -> NeurofleetError:
     return WorkerError(f"a worker died ({type(lost).__name__}): {lines[0]}")
 
 
-def _worker_environment(launcher: Mapping[str, Any], loopback: bool) -> dict[str, str]:
+def worker_environment(launcher: Mapping[str, Any], loopback: bool) -> dict[str, str]:
     """Threads as granted, none of which spins when idle; gloo on the interface that the cluster uses."""
     threads = str(launcher["cpus_per_worker"])
     wanted = passed_on() | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}

@@ -63,6 +63,8 @@ class Display:
 
     def show(self, trials: Sequence[FrozenTrial], best: FrozenTrial | None) -> None:
         self._trials, self._best = trials, best
+        if not self._steps:  # until now trials were planned, and their actors started
+            self._began = time.monotonic()
         if self._over_before is None:
             self._over_before = self._num_over()
         self._update()
