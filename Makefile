@@ -18,7 +18,7 @@ unexport RAY_ADDRESS RAY_API_SERVER_ADDRESS MLFLOW_TRACKING_URI PYTHONPATH PYTHO
 
 .PHONY: help
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: $(INSTALLED) ## make .venv and install everything at the versions of requirements.lock
@@ -77,6 +77,10 @@ test: lint data ## everything that CI runs
 bench: data ## training speed against a plain PyTorch loop and stock Lightning: one table
 	python tests/benchmarks/training_speed.py
 	python tests/benchmarks/families_speed.py
+
+.PHONY: bench-study
+bench-study: data ## a study against stock Ray Tune and a plain loop: one table
+	python tests/benchmarks/study_speed.py
 
 .PHONY: quality
 quality: data ## what the shipped experiments reach on test rows, beside classical methods: one table
