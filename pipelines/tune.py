@@ -1,7 +1,8 @@
 """Search hyperparameters and architectures: `neurofleet tune family=mlp 'optimizer.lr=tag(log,interval(1e-4,1e-1))'`.
 
 What is searched is written in Hydra's sweep syntax: a,b  choice(...)  range(...)  interval(...)  tag(log, ...).
-`study=NAME` goes on with a study; --cfg job shows the settings, --help lists the choices.
+`study=NAME` goes on with a study; `finder=lr` and `finder=batch_size` measure what that one setting should be, instead.
+--cfg job shows the settings, --help lists the choices.
 """
 
 import sys
@@ -20,11 +21,16 @@ def show(config: DictConfig) -> None:
 
 
 def main(overrides: list[str]) -> None:
-    print("starting the study ...", flush=True)  # what follows imports for seconds
+    print("starting ...", flush=True)  # what follows imports for seconds
 
     from neurofleet import tracking
 
     tracking.warm_up()
+    from neurofleet.study import finder
+
+    if finder.asked(overrides):
+        find(overrides)
+        return
     from neurofleet.study import session
 
     order = session.order(overrides)
@@ -44,6 +50,18 @@ def main(overrides: list[str]) -> None:
     print(f"{'study':24} {ended.name} (go on with: neurofleet tune study={ended.name} search.num_trials=...)")
     print(f"{'run':24} {tracking.ui_address(ended.run_id)}")
     print(f"{'folder':24} {ended.folder}")
+
+
+def find(overrides: list[str]) -> None:
+    from neurofleet import tracking
+    from neurofleet.study import finder
+
+    found = finder.find(finder.order(overrides))
+    print(found.finding.report)
+    if found.command is not None:
+        print(f"{'suggestion':24} {found.finding.override}\n  neurofleet train {found.command}")
+    print(f"{'run':24} {tracking.ui_address(found.run_id)}")
+    print(f"{'folder':24} {found.folder}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ TARGETS = frozenset(
         "neurofleet.families.transformer.Transformer",
         "neurofleet.families.som.SOM",
         "neurofleet.families.spiking.Spiking",
+        "neurofleet.study.batch_size_finder.BatchSizeFinder",
+        "neurofleet.study.lr_finder.LearningRateFinder",
         "neurofleet.study.schedulers.Hyperband",
         "neurofleet.study.schedulers.Median",
         "neurofleet.study.schedulers.Never",
