@@ -66,7 +66,8 @@ def studied(home: Path) -> Callable[..., Studied]:
     def go(
         *overrides: str, name: str = "tries", wrap: Callable[[Lane], Any] = lambda lane: lane, failed_only: bool = False
     ) -> Studied:
-        composer = Composer.of([*TINY, *overrides])
+        fuse = [] if any(one.startswith("search.fuse=") for one in overrides) else ["search.fuse=stack"]
+        composer = Composer.of([*TINY, *fuse, *overrides])
         planned = session.begin(session.Order(name, composer, [], None, failed_only))
         scheduler: Scheduler = experiments.build(composer.scheduler, "scheduler")
         aims = objectives(composer.search)

@@ -47,11 +47,8 @@ def filled(opened: storage.Opened) -> None:
 
 
 def plain(trials: list[FrozenTrial]) -> list[Any]:
-    return [
-        (one.number, one.state, one.values, one.params, one.distributions, one.user_attrs, one.intermediate_values)
-        + (one.datetime_start, one.datetime_complete)
-        for one in trials
-    ]
+    names = ("number", "state", "values", "params", "distributions", "user_attrs", "intermediate_values")
+    return [[getattr(one, name) for name in (*names, "datetime_start", "datetime_complete")] for one in trials]
 
 
 def test_a_study_makes_the_round() -> None:
@@ -115,7 +112,7 @@ def test_a_torn_last_line_is_cut_off(cut: int) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]) + lines[-1][:-cut])
     with storage.opened("tries", MINIMIZE) as again:
-        assert [trial.state for trial in again.study.get_trials()][0] == TrialState.COMPLETE
+        assert again.study.get_trials()[0].state == TrialState.COMPLETE
         again.study.tell(again.study.ask({"x": FloatDistribution(0, 1)}), 2.0)
     whole = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert whole[: len(lines) - 1] == [json.loads(line) for line in lines[:-1]]

@@ -112,7 +112,7 @@ class Engine:
         room = self.composer.search["max_concurrent"] or WAVE
         asked = sum("retry_of" not in trial.user_attrs for trial in known if trial.state != TrialState.WAITING)
         waiting = sum("retry_of" in trial.user_attrs for trial in known if trial.state == TrialState.WAITING)
-        lacking = self.composer.search["num_trials"] - asked + waiting
+        lacking = max(self.composer.search["num_trials"] - asked, 0) + waiting
         wave += [self._ask() for _ in range(min(room - len(wave), lacking))]
         self.opened.flush()
         for trial in wave:
@@ -122,7 +122,8 @@ class Engine:
         return wave[:room]
 
     def _ask(self) -> FrozenTrial:
-        if self.composer.search["sampler"]["_target_"] == GRID:
+        waits = any(trial.state == TrialState.WAITING for trial in self._trials())  # to be tried again
+        if self.composer.search["sampler"]["_target_"] == GRID and not waits:
             self.opened.enqueue_next_of(self._grid())
         trial = self.study.ask(self.distributions)
         return self.opened.storage.get_trial(trial._trial_id)
