@@ -66,7 +66,7 @@ def batch_sizes(
     above.plot(suggestion, chosen, "o", color=RED, markersize=7, label=f"suggested: {suggestion}")
     above.set(ylabel="rows a second", ylim=(0, best * 1.08))
     below.plot(sizes, memory_mib, "o-", color=GREY, markersize=4)
-    below.set(xscale="log", yscale="log", xlabel="data.batch_size", ylabel="MiB a worker")
+    below.set(xscale="log", ylim=(0, None), xlabel="data.batch_size", ylabel="MiB a worker")
     shown = [size for size, larger in zip(sizes, [*sizes[1:], math.inf], strict=True) if larger >= 1.5 * size]
     below.set_xticks(shown, [str(size) for size in shown], rotation=45 if len(shown) > 8 else 0)
     below.minorticks_off()
