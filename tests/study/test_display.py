@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from datetime import datetime
 from typing import Any
 
@@ -104,14 +105,29 @@ def drawn(trials: list[FrozenTrial], objectives: dict[str, int], width: int = 80
 def test_the_table_fits_a_terminal() -> None:
     lines = drawn(some(), {"val/loss": 1})
     assert max(map(len, lines)) <= 80
-    text = "\n".join(lines)
-    assert "wine-mlp-random-1" in lines[0]
-    assert "7/16" in text
-    assert "4 done" in text
-    assert "3 training" in text
+    assert lines[0].startswith("wine-mlp-random-1 ")
+    assert "7/16" in lines[0]
+    assert lines[1] == "4 done   3 training   2 pruned   1 failed"
     rows = [line for line in lines if "0.4" in line or "0.5" in line]
     assert [float(row.replace("│", " ").split()[1]) for row in rows] == [0.47, 0.48, 0.49, 0.5], "best first"
-    assert "optimizer.lr" in text
+    heads = [word.strip() for word in lines[4].split("┃")]
+    assert heads == ["", "trial", "val/loss", "lr", "hidden", ""]
+
+
+def test_many_keys_stay_readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ["optimizer.lr", "optimizer.weight_decay", "family.dropout", "schedule.warmup", "family.encoder.dropout"]
+    monkeypatch.setattr(sys.modules[__name__], "SPACE", {key: FloatDistribution(0, 1) for key in keys})
+    made = create_trial(value=0.5, params=dict.fromkeys(keys, 0.123456), distributions=SPACE)
+    monkeypatch.setattr(made, "number", 3)
+    lines = drawn([made] * 4, {"val/loss": 1})
+    assert max(map(len, lines)) <= 80
+    rows = [[cell.strip() for cell in line.split("┃")[1:-1]] for line in lines if "┃" in line]
+    heads = ["".join(column) for column in zip(*rows, strict=True)]
+    assert heads == [
+        *("trial", "val/loss", "lr", "weight_decay", "family.dropout", "warmup", "family.encoder.dropout")
+    ], "two keys that end alike are told apart"
+    assert any("0.1235" in line for line in lines)
+    assert "…" not in "".join(lines)
 
 
 def test_higher_may_be_better() -> None:

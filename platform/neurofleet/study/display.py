@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -113,8 +113,8 @@ class Display:
         head = Table.grid(padding=(0, 1))
         here = min(self._steps / self.steps_per_trial, counts["training"])
         bar = ProgressBar(total=self.num_trials, completed=self._num_over() + here, width=24)
-        head.add_row(f"[bold]{self.name}", bar, f"{self._num_over()}/{self.num_trials}   {numbers}{left}")
-        return Group(head, self._leaders())
+        head.add_row(f"[bold]{self.name}", bar, f"{self._num_over()}/{self.num_trials}{left}")
+        return Group(head, numbers, self._leaders())
 
     def _leaders(self) -> Any:
         """The best trials that are over, with their values."""
@@ -123,9 +123,16 @@ class Display:
         metric, sign = next(iter(self.objectives.items()))
         over = [trial for trial in self._trials if trial.state == TrialState.COMPLETE]
         over.sort(key=lambda trial: trial.values[0] * sign)
-        table = Table("trial", *self.objectives, *(over[0].params if over else ()), title=f"best by {metric}")
-        table.title_justify = "left"
+        table = Table(title=f"best by {metric}", title_justify="left")
+        for name in ("trial", *self.objectives, *_short(over[0].params if over else ())):
+            table.add_column(name, overflow="fold")
         for trial in over[:MOST_ROWS]:
             cells = [*trial.values, *trial.params.values()]
             table.add_row(str(trial.number), *(f"{one:.4g}" if isinstance(one, float) else str(one) for one in cells))
         return table
+
+
+def _short(keys: Collection[str]) -> list[str]:
+    """`lr` for `optimizer.lr`, where no other key ends so."""
+    ends = Counter(key.rpartition(".")[2] for key in keys)
+    return [end if ends[end := key.rpartition(".")[2]] == 1 else key for key in keys]
