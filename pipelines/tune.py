@@ -5,7 +5,10 @@ What is searched is written in Hydra's sweep syntax: a,b  choice(...)  range(...
 --cfg job shows the settings, --help lists the choices.
 """
 
+from __future__ import annotations
+
 import sys
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig
@@ -14,10 +17,22 @@ from neurofleet import experiment as experiments
 from neurofleet import paths
 from neurofleet.errors import exit_on_error
 
+if TYPE_CHECKING:
+    from neurofleet.study.session import Ended
+
 
 @hydra.main(version_base="1.3", config_path=str(paths.shipped("configs")), config_name="tune")
 def show(config: DictConfig) -> None:
     """For Hydra's own flags, none of which trains."""
+
+
+def announce(ended: Ended) -> None:
+    print("   ".join(f"{count} {state}" for state, count in ended.counts.items()))
+    for trial in [ended.best] if ended.best is not None else ended.pareto:
+        scores = "   ".join(f"{name} {value:.4f}" for name, value in zip(ended.metrics, trial.values, strict=True))
+        changed = " (its last settings; they changed while it trained)" if "inherited" in trial.user_attrs else ""
+        print(f"trial {trial.number}: {scores}\n  neurofleet train {ended.command(trial)}{changed}")
+    print("drawing figures ...", flush=True)
 
 
 def main(overrides: list[str]) -> None:
@@ -35,12 +50,7 @@ def main(overrides: list[str]) -> None:
 
     order = session.order(overrides)
     planned = session.begin(order)
-    ended = session.conduct(order, planned)
-    print("   ".join(f"{count} {state}" for state, count in ended.counts.items()))
-    for trial in [ended.best] if ended.best is not None else ended.pareto:
-        scores = "   ".join(f"{name} {value:.4f}" for name, value in zip(ended.metrics, trial.values, strict=True))
-        changed = " (its last settings; they changed while it trained)" if "inherited" in trial.user_attrs else ""
-        print(f"trial {trial.number}: {scores}\n  neurofleet train {ended.command(trial)}{changed}")
+    ended = session.conduct(order, planned, announce)
     if planned.config.register and ended.best is not None:
         from neurofleet.release import register
 

@@ -59,17 +59,8 @@ def submit(pipeline: str, overrides: tuple[str, ...]) -> None:
     """
     if pipeline not in _pipelines():
         raise ConfigError(f"there is no pipeline {pipeline!r} to submit; {nearest(pipeline, _pipelines())}")
-    from neurofleet import experiment as experiments
-    from neurofleet.data import catalog
-
-    experiment = experiments.compose(list(overrides))  # a mistake shows here, not in a job's log
-    resume = next((override.removeprefix("resume=") for override in overrides if override.startswith("resume=")), None)
-    if resume is None:
-        catalog.need(experiment["data"])
-    else:
-        from neurofleet.launch.record import resumed
-
-        resumed(resume, experiment, list(overrides))
+    check = {"tune": _check_study}.get(pipeline, _check_run)
+    check(list(overrides))  # a mistake shows here, not in a job's log
     from neurofleet import cluster
 
     sys.exit(cluster.submit([pipeline, *overrides]))
@@ -150,6 +141,29 @@ def jobs_logs(job_id: str, follow: bool) -> None:
     if follow:
         sys.exit(cluster.follow(job_id))
     cluster.show_log(job_id)
+
+
+def _check_run(overrides: list[str]) -> None:
+    from neurofleet import experiment as experiments
+    from neurofleet.data import catalog
+
+    experiment = experiments.compose(overrides)
+    resume = next((override.removeprefix("resume=") for override in overrides if override.startswith("resume=")), None)
+    if resume is None:
+        catalog.need(experiment["data"])
+    else:
+        from neurofleet.launch.record import resumed
+
+        resumed(resume, experiment, overrides)
+
+
+def _check_study(overrides: list[str]) -> None:
+    from neurofleet.study import finder, session
+
+    if finder.asked(overrides):
+        finder.order(overrides)
+    else:
+        session.begin(session.order(overrides))
 
 
 def _pipelines() -> list[str]:

@@ -47,10 +47,16 @@ TARGETS = frozenset(
         "neurofleet.schedule.Exponential",
         "neurofleet.schedule.Linear",
         "neurofleet.schedule.Step",
+        "neurofleet.study.samplers.RegularizedEvolution",
         "optuna.samplers.GridSampler",
         "optuna.samplers.NSGAIISampler",
         "optuna.samplers.RandomSampler",
         "optuna.samplers.TPESampler",
+        "ray.tune.schedulers.ASHAScheduler",
+        "ray.tune.schedulers.AsyncHyperBandScheduler",
+        "ray.tune.schedulers.FIFOScheduler",
+        "ray.tune.schedulers.HyperBandScheduler",
+        "ray.tune.schedulers.MedianStoppingRule",
         "torch.optim.SGD",
         "torch.optim.Adagrad",
         "torch.optim.Adam",
@@ -70,7 +76,11 @@ ROOMS = {  # where the targets of a section live
 SEARCH_SECTIONS = ("search", "scheduler", "study")
 BUDGET_KEYS = ("num_trials", "max_concurrent", "max_stack", "time_limit_minutes")
 SEARCH_KEYS = ("space", "metric", "mode", *BUDGET_KEYS, "fuse", "seed", "sampler")
-SEARCH_ROOMS = {"search.sampler": "optuna.samplers.", "scheduler": "neurofleet.study.schedulers."}
+RAY = "ray.tune.schedulers."  # for search.fuse=off
+SEARCH_ROOMS: dict[str, str | tuple[str, ...]] = {
+    "search.sampler": ("optuna.samplers.", "neurofleet.study.samplers."),
+    "scheduler": ("neurofleet.study.schedulers.", RAY),
+}
 FUSE = ("auto", "stack", "pack", "off")
 GRID = "optuna.samplers.GridSampler"
 NEVER = "neurofleet.study.schedulers.Never"
@@ -97,10 +107,12 @@ def check(experiment: Mapping[str, Any]) -> Experiment:
     return dict(experiment)
 
 
-def _check_room(node: Mapping[str, Any], where: str, room: str) -> None:
+def _check_room(node: Mapping[str, Any], where: str, room: str | tuple[str, ...]) -> None:
     for place, target in _targets(node, where):
         if target in TARGETS and not target.startswith(room):
-            raise ConfigError(f"{place} needs something of {room}*, got {target!r}")
+            raise ConfigError(
+                f"{place} needs something of {room if isinstance(room, str) else room[0]}*, got {target!r}"
+            )
 
 
 def _check_seed(where: str, seed: Any) -> None:
@@ -138,6 +150,8 @@ def check_search(config: Mapping[str, Any]) -> dict[str, Any]:
     if search["fuse"] is False:  # what YAML makes of off
         search["fuse"] = "off"
     _check_budget(search)
+    if scheduler["_target_"].startswith(RAY) and search["fuse"] != "off":
+        raise ConfigError(f"Ray Tune's own schedulers need search.fuse=off, got {search['fuse']}")
     return {"search": search, "scheduler": scheduler, "study": None if study is None else str(study)}
 
 

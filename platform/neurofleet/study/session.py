@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import shlex
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,24 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from neurofleet import experiment as experiments
-from neurofleet.errors import ConfigError
+from neurofleet import launch, progress
+from neurofleet.errors import ConfigError, UserError
 from neurofleet.experiment import Composer, Dimension
 from neurofleet.experiment.check import GRID
 from neurofleet.experiment.space import parse
+from neurofleet.launch.relay import relayed
 from neurofleet.run import Plan, plan
 from neurofleet.study import storage
 from neurofleet.study.display import Display
-from neurofleet.study.engine import SIZE, Engine, objectives
-from neurofleet.study.lane import Lane
+from neurofleet.study.engine import UNBUILDABLE, Engine, Lanes, objectives
+from neurofleet.study.lane import MEASURES, Lane
 from neurofleet.study.record import recorded
-from neurofleet.study.schedulers import Scheduler
+from neurofleet.study.schedulers import Never, Scheduler
 
 LARGEST_GRID = 1_000_000
 FREE = ("search.num_trials", "search.max_concurrent", "search.fuse", "search.max_stack", "search.time_limit_minutes")
 """what may change when a study goes on"""
+TRIED_POINTS = 8  # of the space, before it is said that none can be built
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,15 +114,47 @@ def begin(order: Order) -> Plan:
     Raises:
         UserError: the experiment cannot be run; a metric that its validations do not give.
     """
-    first = {key: _some(dimension) for key, dimension in order.composer.space.items()}
-    planned = plan(order.composer.experiment(first))
+    searched = next((key for key in order.composer.space if key.partition(".")[0] == "launcher"), None)
+    if searched is not None:
+        raise ConfigError(f"a study has one launcher, got several values of {searched}; give one")
+    experiment = order.composer.experiment(next(_points(order.composer)))
+    launch.check(experiment)
+    if experiment["launcher"].get("strategy") == "fsdp":
+        raise ConfigError(
+            "a study trains each of its trials in one worker, got launcher.strategy=fsdp, which shards a network over "
+            "several; use launcher.strategy=ddp"
+        )
+    planned = _buildable(order.composer)
     known = [f"val/{name}" for name in planned.family.score_names] if planned.supply.validates else []
     if not known:
         raise ConfigError("a study compares trials on validation rows, got none; use data.train_splits=[train]")
     for metric in objectives(order.composer.search):
-        if metric not in (*known, SIZE):
-            raise ConfigError(f"search.metric needs one of {', '.join((*known, SIZE))}, got {metric!r}")
+        if metric not in (*known, *MEASURES):
+            raise ConfigError(f"search.metric needs one of {', '.join((*known, *MEASURES))}, got {metric!r}")
     return planned
+
+
+def _points(composer: Composer) -> Iterator[dict[str, Any]]:
+    """Some points of the space: the first value of each key, then others."""
+    for place in range(TRIED_POINTS):
+        yield {
+            key: one.choices[place % len(one.choices)] if one.choices else (one.low, one.high)[place % 2]
+            for key, one in composer.space.items()
+        }
+
+
+def _buildable(composer: Composer) -> Plan:
+    """The first of these points that can be built; a trial that cannot is no reason to refuse the others."""
+    refused: dict[str, UserError] = {}
+    for values in _points(composer):
+        try:
+            return plan(composer.experiment(values))
+        except UserError as error:
+            refused.setdefault(", ".join(composer.overrides(values)), error)
+    if len({str(error) for error in refused.values()}) == 1:
+        raise next(iter(refused.values()))
+    shown = "; ".join(f"{point}: {error}" for point, error in list(refused.items())[:UNBUILDABLE])
+    raise ConfigError(f"a study needs trials that can be built, and none of {len(refused)} can: {shown}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,20 +176,26 @@ class Ended:
     def command(self, trial: FrozenTrial) -> str:
         """What `neurofleet train` takes to train a trial's experiment."""
         values = storage.values(self.composer.space, trial.params)
-        return shlex.join([*self.composer.fixed, *self.composer.overrides(values)])
+        fixed = [one for one in self.composer.fixed if not one.startswith("launcher")]
+        return shlex.join([*fixed, *self.composer.overrides(values)])
 
 
-def conduct(order: Order, planned: Plan) -> Ended:
-    """Train the trials that the study lacks.
+def conduct(order: Order, planned: Plan, announce: Callable[[Ended], None]) -> Ended:
+    """Train the trials that the study lacks; `announce` hears of the end before figures are drawn and sent.
 
     Raises:
         ConfigError: another process has the study; none of its trials can be built.
     """
     composer, search = order.composer, order.composer.search
-    scheduler: Scheduler = experiments.build(composer.scheduler, "scheduler")
+    stock = search["fuse"] == "off"  # Ray Tune's own scheduler judges, in place of the engine
+    scheduler: Scheduler = Never() if stock else experiments.build(composer.scheduler, "scheduler")
     aims = objectives(search)
     directions = [StudyDirection.MINIMIZE if sign == 1 else StudyDirection.MAXIMIZE for sign in aims.values()]
-    with storage.opened(order.name, directions) as opened:
+    with (
+        _lanes(order, scheduler, planned) as lanes,  # first: actors start while the rest goes on
+        storage.opened(order.name, directions) as opened,
+    ):
+        _name_metrics(opened.study, list(aims))
         opened.study.sampler = _sampler(composer, len(opened.study.trials))
         space = {key: dimension.to_dict() for key, dimension in composer.space.items()}
         recording = recorded(
@@ -171,9 +213,9 @@ def conduct(order: Order, planned: Plan) -> Ended:
                 search["num_trials"] = 0
                 print(f"{opened.retry_failed()} failed trials are tried again", flush=True)
             display = Display(order.name, search["num_trials"], _num_steps(planned), aims)
-            with display:
-                Engine(composer, opened, _lane(composer, scheduler), scheduler, tracker, display, planned).run()
-            return Ended(
+            with display, relayed(progress.Bar(order.name)):
+                Engine(composer, opened, lanes, scheduler, tracker, display, planned).run()
+            ended = Ended(
                 order.name,
                 list(aims),
                 Counter(trial.state.name.lower() for trial in opened.study.trials),
@@ -183,18 +225,41 @@ def conduct(order: Order, planned: Plan) -> Ended:
                 opened.folder,
                 tracker.run_id,
             )
+            announce(ended)
+    return ended
 
 
-def _lane(composer: Composer, scheduler: Scheduler) -> Lane:
-    search, aims = composer.search, objectives(composer.search)
-    measured = [metric for metric in aims if metric != SIZE]
-    return Lane(
-        wanted=frozenset(measured),
-        rank=next(iter(aims.items())) if len(aims) == 1 and measured else None,
-        fuse=search["fuse"],
-        max_stack=search["max_stack"],
-        lockstep=scheduler.compares,
-    )
+def _name_metrics(study: optuna.Study, metrics: list[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(metrics)
+
+
+@contextlib.contextmanager
+def _lanes(order: Order, scheduler: Scheduler, planned: Plan) -> Iterator[Lanes]:
+    """Where the trials train: in this process, in as many actors as the launcher has workers, or under Ray Tune."""
+    search, aims = order.composer.search, objectives(order.composer.search)
+    settings = {
+        "wanted": frozenset(aims),
+        "rank": next(iter(aims.items())) if len(aims) == 1 and not {*aims} & {*MEASURES} else None,
+        "fuse": search["fuse"],
+        "max_stack": search["max_stack"],
+        "lockstep": scheduler.compares,
+    }
+    launcher = planned.experiment["launcher"]
+    if search["fuse"] == "off":
+        from neurofleet.study.stock import stock
+
+        folder = storage.folder(order.name) / "ray_tune"
+        with stock(planned.experiment, order.composer.scheduler, settings, folder) as lanes:
+            yield lanes
+    elif launcher["name"] == "ray":
+        from neurofleet.study.actors import actors
+
+        with actors(launcher, settings) as lanes:
+            yield lanes
+    else:
+        yield Lane(**settings)
 
 
 def _sampler(composer: Composer, num_known: int) -> optuna.samplers.BaseSampler:

@@ -172,6 +172,11 @@ def attributes(name: str) -> dict[str, Any] | None:
     return found or None  # it was cut before it had begun
 
 
+def trials(name: str) -> list[FrozenTrial]:
+    """All trials of a study, whoever writes it."""
+    return optuna.load_study(study_name=name, storage=JournalStorage(Journal(folder(name) / "journal.log"))).trials
+
+
 def need(name: str) -> None:
     """Raise ConfigError unless there is such a study."""
     if not (folder(name) / "journal.log").is_file():
