@@ -98,7 +98,8 @@ def test_trials_that_begin_again_come_to_where_they_were() -> None:
 
 
 def test_a_trial_whose_actors_die_again_and_again_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
+    with connection.environment(connection._settings(None)):  # which Ray reads once, when it is imported
+        import ray
 
     class Mortal:
         def __getattr__(self, name: str) -> Any:
@@ -126,9 +127,8 @@ def test_a_trial_whose_actors_die_again_and_again_fails(monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="module")
-def private_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def private_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEUROFLEET_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("RAY_ADDRESS", "local")
         with actors.on_ray(LAUNCHER):
             yield
@@ -269,7 +269,7 @@ OURS = "neurofleet.study.schedulers."
     ],
 )
 def test_ray_tune_has_a_scheduler_for_ours(config: dict[str, Any], name: str, settings: dict[str, Any]) -> None:
-    with connection.environment(connection._settings(None)):  # which Ray reads once, when it is imported
+    with connection.environment(connection._settings(None)):
         made = stock.make_scheduler(config, 9)
     assert type(made).__name__ == name
     assert {key: getattr(made, key) for key in settings} == settings
