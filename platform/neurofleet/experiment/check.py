@@ -144,8 +144,8 @@ def check_search(config: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(node, Mapping) or "_target_" not in node:
             raise ConfigError(f"{where} needs a _target_ and its settings, got {node!r}")
         _check_room(node, where, SEARCH_ROOMS[where])
-    if study is not None and not re.fullmatch(r"\w[\w .-]*", str(study)):
-        raise ConfigError(f"study needs a name of letters, digits, spaces and .-_, got {study!r}")
+    if study is not None:
+        study_name(study)
     _check_objectives(search["metric"], search["mode"], scheduler["_target_"])
     if search["fuse"] is False:  # what YAML makes of off
         search["fuse"] = "off"
@@ -153,6 +153,13 @@ def check_search(config: Mapping[str, Any]) -> dict[str, Any]:
     if scheduler["_target_"].startswith(RAY) and search["fuse"] != "off":
         raise ConfigError(f"Ray Tune's own schedulers need search.fuse=off, got {search['fuse']}")
     return {"search": search, "scheduler": scheduler, "study": None if study is None else str(study)}
+
+
+def study_name(name: Any) -> str:
+    """The name of a study, once it is one; it is the name of a folder too."""
+    if not re.fullmatch(r"\w[\w .-]*", str(name)):
+        raise ConfigError(f"study needs a name of letters, digits, spaces and .-_, got {name!r}")
+    return str(name)
 
 
 def _check_objectives(metric: Any, mode: Any, scheduler: str) -> None:

@@ -54,17 +54,25 @@ class Trial:
         self.ended = False
         self.failure: str | None = None
         self._started = False
-        self._stopper: EarlyStopping | None = None
-        if plan.config.early_stopping is not None:
-            settings = dict(plan.config.early_stopping)
-            self._restores_best = settings.pop("restore_best")
-            self._stopper = EarlyStopping(**settings, verbose=False)
+        self._stopper = self._new_stopper()
+
+    def _new_stopper(self) -> EarlyStopping | None:
+        if self.plan.config.early_stopping is None:
+            return None
+        settings = dict(self.plan.config.early_stopping)
+        self._restores_best = settings.pop("restore_best")
+        return EarlyStopping(**settings, verbose=False)
 
     def start(self, device: torch.device, rows: Batch) -> None:
         """Give the family its first weights, once, whatever cohort the trial ends up in."""
         if not self._started:
             self.plan.family.to(device).start(rows)
             self._started = True
+
+    def take(self, plan: Plan) -> None:
+        """Go on with another experiment; what was best by the one before counts no more."""
+        self.plan, self.best = plan, {}
+        self._stopper = self._new_stopper()
 
     @property
     def monitored(self) -> frozenset[str]:
@@ -134,7 +142,7 @@ class Cohort(ABC):
         """Train to the next validation and validate; returns the trials that this was the end of."""
         loader, sums, ended = self.loader, [0.0] * len(self.trials), list[Trial]()
         first = loader.step
-        for done in self._train():
+        for done in self._train_if_it_fits():
             for losses in done.losses:  # one after another, as a run adds them
                 sums = [total + loss for total, loss in zip(sums, losses, strict=True)]
             self._note(done)
@@ -152,6 +160,18 @@ class Cohort(ABC):
                 self._conclude(place)
         return ended + self._dismiss(lambda trial: trial.failure is not None or trial.stops or last)
 
+    def _train_if_it_fits(self) -> Iterator[Advance]:
+        """Where memory does not hold the trials, they fail; the study goes on."""
+        try:
+            yield from self._train()
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            failure = f"memory does not hold {len(self.trials)} trials; lower search.max_stack or data.batch_size"
+            for trial in self.trials:
+                trial.failure = failure
+            yield Advance([], {}, 1.0)
+
     def drop(self, numbers: set[int]) -> list[Trial]:
         """Let these trials go before their end."""
         return self._dismiss(lambda trial: trial.number in numbers)
@@ -164,7 +184,7 @@ class Cohort(ABC):
         """Let a trial go on from what another has learnt, with an experiment of its own."""
         plan.family.to(self.device).start(self.loader.tensors)
         plan.family.load_state_dict(state.weights)
-        self.trials[place].plan = plan
+        self.trials[place].take(plan)
         self._inherit(place, state)
 
     def _dismiss(self, goes: Callable[[Trial], bool]) -> list[Trial]:

@@ -8,15 +8,15 @@ are asked for than were wanted.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Protocol
 
 from optuna.trial import FrozenTrial, TrialState
 
-from neurofleet.errors import ConfigError
+from neurofleet.errors import ConfigError, UserError
 from neurofleet.experiment import Composer, Experiment
 from neurofleet.experiment.check import GRID
 from neurofleet.run import Plan
@@ -24,8 +24,8 @@ from neurofleet.study import storage
 from neurofleet.study.cohort import Learnt
 from neurofleet.study.display import Display
 from neurofleet.study.lane import Report
-from neurofleet.study.record import trial_record
-from neurofleet.study.schedulers import PopulationBased, Scheduler
+from neurofleet.study.record import timed_points, trial_record
+from neurofleet.study.schedulers import PopulationBased, Scheduler, moves
 from neurofleet.tracking import Tracker
 
 WAVE = 256  # trials that are built at a time where nothing else bounds them: their networks stand in memory together
@@ -80,7 +80,8 @@ class Engine:
         self._metric, self._sign = metric, sign
         for trial in self._trials():
             self._know(trial)
-            if trial.state.is_finished():  # it may not have come to the tracker; one that did is not sent twice
+            if trial.state.is_finished() and "cut" not in trial.user_attrs:
+                # It may not have come to the tracker; one that did is not sent twice.
                 self._send(trial)
 
     # The loop.
@@ -102,12 +103,13 @@ class Engine:
                 reports = self.lanes.round(self.display.tick)
                 self._take(reports)
                 self._judge({report.epoch for report in reports if report.state is None})
-                if time.monotonic() >= self._deadline:
-                    self._take(self.lanes.drop(self.lanes.training))
+                if time.monotonic() >= self._deadline:  # what has not been measured stays to be trained
+                    self._take([one for one in self.lanes.drop(self.lanes.training) if one.scores])
 
     def _wave(self) -> list[FrozenTrial]:
         """The trials to train next: those that were cut, then new ones."""
-        known = self._trials()
+        self._bury_cut()
+        known = [trial for trial in self._trials() if "cut" not in trial.user_attrs]
         wave = [trial for trial in known if trial.state == TrialState.RUNNING]
         room = self.composer.search["max_concurrent"] or WAVE
         asked = sum("retry_of" not in trial.user_attrs for trial in known if trial.state != TrialState.WAITING)
@@ -118,8 +120,19 @@ class Engine:
         for trial in wave:
             self._know(trial)
             self._values[trial.number] = storage.values(self.composer.space, trial.params)
-            self._experiments[trial.number] = self.composer.experiment(self._values[trial.number])
-        return wave[:room]
+            try:
+                self._experiments[trial.number] = self.composer.experiment(self._values[trial.number])
+            except UserError as error:
+                self._take([Report(trial.number, 0.0, {}, "FAIL", str(error))])
+        return [trial for trial in wave[:room] if trial.number in self._experiments]
+
+    def _bury_cut(self) -> None:
+        """A session that was cut while it asked may leave a trial that lacks values; nothing can train it."""
+        for trial in self._trials():
+            if trial.state == TrialState.RUNNING and set(trial.params) != set(self.composer.space):
+                self.opened.storage.set_trial_user_attr(trial._trial_id, "cut", value=True)
+                self.opened.storage.set_trial_user_attr(trial._trial_id, "scores", {})
+                self.opened.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
     def _ask(self) -> FrozenTrial:
         waits = any(trial.state == TrialState.WAITING for trial in self._trials())  # to be tried again
@@ -139,10 +152,21 @@ class Engine:
             losers = self.scheduler.losers(self._scores, at_it, epoch, self.max_epochs)
             if losers:
                 self._take(self.lanes.drop(losers))
-            heirs = self.scheduler.heirs(self._scores, at_it - losers, epoch, self.max_epochs)
+            heirs = self._heirs(at_it - losers, epoch)
             learnt = {donor: self.lanes.learnt(donor) for donor in set(heirs.values())}
             for heir, donor in heirs.items():
                 self._bequeath(heir, donor, learnt[donor], epoch)
+
+    def _heirs(self, training: set[int], epoch: float) -> dict[int, int]:
+        """Heirs and donors among trials that differ in nothing but what may change while they train."""
+        populations: dict[str, set[int]] = {}
+        for number in training:
+            kept = {key: self._values[number][key] for key, one in self.composer.space.items() if not moves(key, one)}
+            populations.setdefault(json.dumps(kept), set()).add(number)
+        found: dict[int, int] = {}
+        for population in populations.values():
+            found |= self.scheduler.heirs(self._scores, population, epoch, self.max_epochs)
+        return found
 
     def _bequeath(self, heir: int, donor: int, learnt: Learnt, epoch: float) -> None:
         """Let a trial go on from another's weights, with its settings somewhat changed."""
@@ -215,7 +239,10 @@ class Engine:
 
     def _send(self, trial: FrozenTrial) -> None:
         """A trial of an earlier session, by what the journal knows of it."""
-        experiment = self.composer.experiment(storage.values(self.composer.space, trial.params))
+        try:
+            experiment = self.composer.experiment(storage.last_values(self.composer.space, trial))
+        except UserError:  # it failed for that
+            return
         began, ended = (int(one.timestamp() * 1000) for one in (trial.datetime_start, trial.datetime_complete) if one)
         length = max(trial.intermediate_values, default=1)
         points = [
@@ -227,9 +254,10 @@ class Engine:
 
     def _tell_of(self, report: Report) -> None:
         trial = self._trials()[report.number]
-        experiment = self._experiments.pop(report.number)
-        points = _timed(report, trial.datetime_start, trial.datetime_complete)
-        self.tracker.log_trial(trial_record(self.study.study_name, trial, experiment, points))
+        experiment = self._experiments.pop(report.number, None)
+        if experiment is not None:
+            points = timed_points(report, trial.datetime_start, trial.datetime_complete)
+            self.tracker.log_trial(trial_record(self.study.study_name, trial, experiment, points))
         over = sum(one.state.is_finished() for one in self._trials())
         row: dict[str, float] = {"num_finished": float(over)}
         best = self.opened.best
@@ -259,15 +287,3 @@ def objectives(search: Mapping[str, Any]) -> dict[str, int]:
     """The metrics that a study is about, each with its sign: 1 where lower is better, else -1."""
     metrics, modes = ([one] if isinstance(one, str) else one for one in (search["metric"], search["mode"]))
     return {metric: 1 if mode == "min" else -1 for metric, mode in zip(metrics, modes, strict=True)}
-
-
-def _timed(report: Report, began: datetime | None, ended: datetime | None) -> list[tuple[str, float, int, int]]:
-    """A trial's points with times in milliseconds, evenly over its time: in a stack no step is one trial's own."""
-    assert began is not None
-    assert ended is not None
-    first, last = (int(one.timestamp() * 1000) for one in (began, ended))
-    final = max((step for step, _, _ in report.points), default=0) or 1
-    rows = [(step, first + (last - first) * step // final, row) for step, _, row in report.points]
-    if report.state == "COMPLETE":  # the scores that count come last
-        rows.append((final, last, report.scores | report.measures))
-    return [(name, value, step, at) for step, at, row in rows for name, value in row.items()]

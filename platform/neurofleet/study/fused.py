@@ -52,8 +52,6 @@ class Stack(Cohort):
         super().__init__([trials[place] for place in order], wanted)
         assert isinstance(self.loader, ChunkLoader)
         self._rows = self.loader
-        self._network = _Objectives(self._families[0])
-        self._kept = dict(owners(self._families[0]))
         learning = [[name for name, one in family.named_parameters() if one.requires_grad] for family in self._families]
         if any(names != learning[0] for names in learning):
             raise NotStackableError("their networks have other parameters")
@@ -90,7 +88,9 @@ class Stack(Cohort):
         }
 
     def _settle(self) -> None:
-        """What follows from which trials there are."""
+        """What follows from which trials there are; the first one's family stands for all, with their settings."""
+        self._network = _Objectives(self._families[0])
+        self._kept = dict(owners(self._families[0]))
         self.settings = differing(self._families)
         seeds = [trial.plan.experiment["seed"] for trial in self.trials]
         self._seeds = None

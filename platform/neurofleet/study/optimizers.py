@@ -179,7 +179,8 @@ def _group(config: Mapping[str, Any]) -> str:
 def can_stack(config: Mapping[str, Any]) -> bool:
     """Whether rows with such an optimizer can be moved together."""
     known = KNOWN.get(config["_target_"])
-    return known is not None and set(config) - {"_target_", "lr", "weight_decay", "fused"} <= known
+    needed = {"_target_", "lr", "weight_decay"}
+    return known is not None and needed <= set(config) and set(config) - needed - {"fused"} <= known
 
 
 def ordered(configs: Sequence[Mapping[str, Any]]) -> list[int]:

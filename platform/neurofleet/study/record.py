@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from neurofleet.tracking import Tracker, code_tags, flatten
 
 if TYPE_CHECKING:
     import optuna
+
+    from neurofleet.study.lane import Report
 
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 """MLflow's word for each of optuna's: FINISHED are those that were trained to their end, whose scores compare"""
@@ -109,6 +112,18 @@ def trial_record(
         "end_time": int(ended.timestamp() * 1000),
         "points": list(points),
     }
+
+
+def timed_points(report: Report, began: datetime | None, ended: datetime | None) -> list[tuple[str, float, int, int]]:
+    """A trial's points with times in milliseconds, evenly over its time: in a stack no step is one trial's own."""
+    assert began is not None
+    assert ended is not None
+    first, last = (int(one.timestamp() * 1000) for one in (began, ended))
+    final = max((step for step, _, _ in report.points), default=0) or 1
+    rows = [(step, first + (last - first) * step // final, row) for step, _, row in report.points]
+    if report.state == "COMPLETE":  # the scores that count come last
+        rows.append((final, last, report.scores | report.measures))
+    return [(name, value, step, at) for step, at, row in rows for name, value in row.items()]
 
 
 def _params(experiment: Experiment, space: Mapping[str, Any], search: Mapping[str, Any]) -> dict[str, Any]:

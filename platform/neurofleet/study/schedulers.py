@@ -155,7 +155,7 @@ class PopulationBased(Scheduler):
         draws = random.Random(seed)
         mutated = dict(values)
         for key, dimension in space.items():
-            if key.split(".")[0] not in ("optimizer", "schedule") and dimension.kind != "float":
+            if not moves(key, dimension):
                 continue
             anew, factor = draws.random() < self.resample_probability, draws.choice(self.factors)
             if anew:
@@ -166,6 +166,17 @@ class PopulationBased(Scheduler):
                     moved = dimension.low + round((moved - dimension.low) / dimension.step) * dimension.step
                 mutated[key] = int(moved) if dimension.kind == "int" else float(moved)
         return mutated
+
+
+def moves(key: str, dimension: Dimension) -> bool:
+    """Whether a value may change while a network trains: numbers of the optimizer, the schedule, and rates."""
+    section, dot, _ = key.partition(".")
+    number = dimension.kind != "categorical"
+    return (
+        bool(dot)
+        and number
+        and (section in ("optimizer", "schedule") or (section == "family" and dimension.kind == "float"))
+    )
 
 
 def _drawn(dimension: Dimension, draws: random.Random) -> Any:

@@ -20,8 +20,9 @@ from neurofleet import experiment as experiments
 from neurofleet import launch, progress
 from neurofleet.errors import ConfigError, UserError
 from neurofleet.experiment import Composer, Dimension
-from neurofleet.experiment.check import GRID
-from neurofleet.experiment.space import parse
+from neurofleet.experiment.check import GRID, study_name
+from neurofleet.experiment.compose import parsed
+from neurofleet.experiment.space import bare, parse, plain_value
 from neurofleet.launch.relay import relayed
 from neurofleet.run import Plan, plan
 from neurofleet.study import storage
@@ -54,19 +55,21 @@ def order(arguments: Sequence[str]) -> Order:
     Raises:
         ConfigError: a mistake in the overrides; a study of that name with another space or experiment.
     """
-    failed_only = "failed_only=true" in arguments
+    failed_only = any(one.lower() == "failed_only=true" for one in arguments)
     overrides = [one for one in arguments if not one.startswith("failed_only=")]
-    named = next((one.removeprefix("study=") for one in overrides if one.startswith("study=")), None)
+    asked = [one.value() for one in parsed(overrides) if bare(one.get_key_element()) == "study"]
+    named = None if not asked or asked[-1] is None else study_name(plain_value(asked[-1]))
+    overrides = [one for one in overrides if bare(one.partition("=")[0]) != "study"]
     known = storage.attributes(named) if named is not None else None
     if known is None:
         if failed_only:
             storage.need(named or "")
         composer = Composer.of(overrides)
         _check_grid(composer)
-        name = composer.study or _new_name(composer)
-        return Order(name, composer, [one for one in overrides if not one.startswith("study=")], None, failed_only)
-    composer = _gone_on_with(str(named), known, [one for one in overrides if not one.startswith("study=")])
-    return Order(str(named), composer, known["overrides"], known["run_id"], failed_only)
+        return Order(named or _new_name(composer), composer, overrides, None, failed_only)
+    composer = _gone_on_with(str(named), known, overrides)
+    merged = {one.split("=")[0]: one for one in (*known["overrides"], *overrides)}
+    return Order(str(named), composer, list(merged.values()), known["run_id"], failed_only)
 
 
 def _gone_on_with(name: str, known: Mapping[str, Any], overrides: Sequence[str]) -> Composer:
@@ -175,7 +178,7 @@ class Ended:
 
     def command(self, trial: FrozenTrial) -> str:
         """What `neurofleet train` takes to train a trial's experiment."""
-        values = storage.values(self.composer.space, trial.params)
+        values = storage.last_values(self.composer.space, trial)
         fixed = [one for one in self.composer.fixed if not one.startswith("launcher")]
         return shlex.join([*fixed, *self.composer.overrides(values)])
 

@@ -47,14 +47,21 @@ def cohorts(trials: Sequence[Trial], *, wanted: frozenset[str], fuse: str, max_s
             made += _stacked(loose, wanted, fuse, max_stack, say)
         except NotStackableError as error:
             groups = list(_alike(loose, exact=True))
-            if len(groups) == 1 or len(groups) == len(loose):
-                say(f"{len(loose)} trials one after another: {error}")
-                made += [Single(trial, wanted) for trial in loose]
-                continue
-            say(f"{len(loose)} trials in {len(groups)} stacks by their settings of the family: {error}")
-            for tight in groups:
-                made += _stacked(tight, wanted, fuse, max_stack, say)
+            if 1 < len(groups) < len(loose):
+                say(f"{len(loose)} trials in {len(groups)} groups by their settings of the family: {error}")
+            for tight in groups if len(groups) < len(loose) else [loose]:
+                made += _stacked_or_not(tight, wanted, fuse, max_stack, say)
     return made
+
+
+def _stacked_or_not(
+    trials: Sequence[Trial], wanted: frozenset[str], fuse: str, max_stack: int, say: Say
+) -> list[Cohort]:
+    try:
+        return _stacked(trials, wanted, fuse, max_stack, say)
+    except NotStackableError as error:
+        say(f"{len(trials)} trials one after another: {error}")
+        return [Single(trial, wanted) for trial in trials]
 
 
 def _stacked(trials: Sequence[Trial], wanted: frozenset[str], fuse: str, max_stack: int, say: Say) -> list[Cohort]:

@@ -39,17 +39,16 @@ class Journal(BaseJournalBackend):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._logs: list[dict[str, Any]] = []
+        self._size = 0  # of the file, as far as it is whole and known
         if path.is_file():
             self._logs = self._read()
         self._written = len(self._logs)
 
     def _read(self) -> list[dict[str, Any]]:
-        """All whole lines; a torn last one, of a process that was killed while writing, is cut off."""
+        """All whole lines; a torn last one, of a process that was killed while writing, is written over."""
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
+        self._size = len(whole)
         try:
             return [json.loads(line) for line in whole.splitlines()]
         except ValueError as error:
@@ -62,13 +61,17 @@ class Journal(BaseJournalBackend):
         self._logs += json.loads(json.dumps(logs))  # as they will be read
 
     def flush(self) -> None:
+        """What was written before an interrupt, and is not known to be, is written over, never a second time."""
         new = self._logs[self._written :]
         if new:
-            with self.path.open("ab") as file:
-                file.write("".join(json.dumps(log, separators=(",", ":")) + "\n" for log in new).encode())
+            lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in new).encode()
+            with self.path.open("r+b" if self.path.exists() else "wb") as file:
+                file.seek(self._size)
+                file.truncate()
+                file.write(lines)
                 file.flush()
                 os.fsync(file.fileno())
-            self._written = len(self._logs)
+            self._written, self._size = self._written + len(new), self._size + len(lines)
 
 
 def folder(name: str) -> Path:
@@ -125,8 +128,9 @@ class Opened:
 
     def enqueue_next_of(self, grid: Iterator[dict[str, Any]]) -> None:
         """Make the next trial the first point of a grid that no trial has had."""
-        known = [one.user_attrs["grid"] for one in self.study.get_trials(deepcopy=False) if "grid" in one.user_attrs]
-        place = max(known, default=-1) + 1
+        trials = self.study.get_trials(deepcopy=False)
+        known = {one.user_attrs["grid"] for one in trials if "grid" in one.user_attrs and "cut" not in one.user_attrs}
+        place = next(place for place in itertools.count() if place not in known)
         self.study.enqueue_trial(next(itertools.islice(grid, place, None)), user_attrs={"grid": place})
 
     def retry_failed(self) -> int:
@@ -168,7 +172,10 @@ def attributes(name: str) -> dict[str, Any] | None:
     path = folder(name) / "journal.log"
     if not path.is_file():
         return None
-    found = dict(optuna.load_study(study_name=name, storage=JournalStorage(Journal(path))).user_attrs)
+    try:
+        found = dict(optuna.load_study(study_name=name, storage=JournalStorage(Journal(path))).user_attrs)
+    except KeyError:
+        return None
     return found or None  # it was cut before it had begun
 
 
@@ -207,6 +214,12 @@ def values(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
         words = {_word(choice): choice for choice in dimension.choices if isinstance(choice, list | dict)}
         found[key] = words.get(params[key], params[key]) if isinstance(params[key], str) else params[key]
     return found
+
+
+def last_values(space: Space, trial: FrozenTrial) -> dict[str, Any]:
+    """The values that a trial ended with: its own, or what it took over while it trained."""
+    inherited = trial.user_attrs.get("inherited")
+    return dict(inherited[-1]["values"]) if inherited else values(space, trial.params)
 
 
 def params(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
