@@ -236,7 +236,8 @@ def test_a_chunk_is_its_steps_one_after_another(clip: float | None) -> None:
     losses, weight = by_hand(targets, 0.1, clip, 6)
     family: Any = Line(0.1, clip)
     first, second = (
-        run_chunk(family, chunk, family.raw_optimizer) for chunk in (line_chunk(targets[:4]), line_chunk(targets[4:], 4))
+        run_chunk(family, chunk, family.raw_optimizer)
+        for chunk in (line_chunk(targets[:4]), line_chunk(targets[4:], 4))
     )
     assert first.losses + second.losses == pytest.approx(losses, rel=1e-6)
     assert family.weight.item() == pytest.approx(weight, rel=1e-6)

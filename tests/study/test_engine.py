@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
 import torch
 from optuna.study import StudyDirection
@@ -256,3 +257,31 @@ def test_shapes_and_seeds_are_searched_together(studied: Any) -> None:
     done = studied("search=grid", "family.hidden=[4],[8]", "seed=0,1,2", "search.fuse=stack")
     assert done.states == ["COMPLETE"] * 6
     assert len({trial.value for trial in done.trials}) == 6
+
+
+def test_a_session_that_is_cut_while_it_asks_loses_nothing(studied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled, original = [], optuna.samplers.RandomSampler.sample_independent
+
+    def cut(*arguments: Any) -> Any:
+        sampled.append(arguments)
+        if len(sampled) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(optuna.samplers.RandomSampler, "sample_independent", cut)
+        with pytest.raises(KeyboardInterrupt):
+            studied(RATES, "search.num_trials=4")
+    done = studied(RATES, "search.num_trials=4")
+    assert sorted(done.states) == ["COMPLETE"] * 4 + ["FAIL"], "the one that lacks its value is not counted"
+    assert len(done.told.trials) == 4
+
+
+def test_heirs_have_donors_of_their_own_shape(studied: Any) -> None:
+    settings = ["scheduler=pbt", "scheduler.every_epochs=1", "trainer.max_epochs=4", "search.num_trials=8"]
+    done = studied(RATES, "family.hidden=[4],[8]", *settings)
+    assert done.states == ["COMPLETE"] * 8
+    inherited = [(trial, change) for trial in done.trials for change in trial.user_attrs.get("inherited", [])]
+    assert inherited
+    for trial, change in inherited:
+        assert change["values"]["family.hidden"] == json.loads(trial.params["family.hidden"])

@@ -152,3 +152,9 @@ def test_one_choice_that_cannot_be_built_refuses_no_others() -> None:
     assert planned.experiment["family"]["hidden"] == [8]
     with pytest.raises(ConfigError, match="at least one unit"):
         session.begin(session.order([*MLP, "family.hidden=[0]", RATES]))
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", ""])
+def test_a_name_that_is_no_name_is_refused_before_anything_is_read(name: str) -> None:
+    with pytest.raises(ConfigError, match="study needs a name"):
+        session.order([f"study='{name}'", "optimizer.lr=0.1,0.2"])

@@ -120,7 +120,7 @@ def test_a_setting_that_torch_cannot_stack_splits_by_its_value() -> None:
     found, [said] = divided(trials(4, smoothing))
     assert [type(cohort) for cohort in found] == [Stack, Stack]
     assert numbers(found) == [[0, 2], [1, 3]]
-    assert said.startswith("4 trials in 2 stacks by their settings of the family: torch cannot run their objective")
+    assert said.startswith("4 trials in 2 groups by their settings of the family: torch cannot run their objective")
 
 
 @pytest.mark.usefixtures("branching")
@@ -224,3 +224,34 @@ def test_a_stack_is_no_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=0))
     found, _ = divided(made)
     assert len(found) == 6, "one trial has to be tried whatever is free"
+
+
+def test_settings_stay_in_place_when_the_first_trial_goes() -> None:
+    """Those that are left agree in their rate, which differs from the first one's."""
+
+    def change(experiment: dict[str, Any], number: int) -> None:
+        experiment["family"]["dropout"] = 0.5 if number else 0.0
+        own_rate(experiment, number)
+
+    def rounds(cohort: Cohort) -> list[dict[str, float]]:
+        last = next(trial for trial in cohort.trials if trial.number == 2)
+        cohort.round(lambda num_steps: None)
+        cohort.drop({0})
+        cohort.round(lambda num_steps: None)
+        return last.history
+
+    settings = ["trainer.max_epochs=3", "trainer.precision=64-true"]
+    [stack], _ = divided(trials(3, change, *settings))
+    [alone], _ = divided(trials(3, change, *settings)[2:])
+    for ours, own in zip(rounds(stack), rounds(alone), strict=True):
+        assert ours["train/loss_epoch"] == pytest.approx(own["train/loss_epoch"], rel=1e-12)
+
+
+def test_what_cannot_stack_at_all_trains_one_after_another() -> None:
+    def change(experiment: dict[str, Any], number: int) -> None:
+        experiment["family"]["dropout"] = 0.1 * (1 + number % 2)
+        experiment["seed"] = number // 2
+
+    found, said = divided(trials(4, change, "trainer.precision=bf16-mixed"))
+    assert [type(cohort) for cohort in found] == [Single] * 4
+    assert "32-true" in said[-1]

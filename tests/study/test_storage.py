@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -202,3 +203,20 @@ def test_a_grid_is_walked_from_where_it_was_left() -> None:
         with storage.opened("tries", MINIMIZE) as opened:
             opened.enqueue_next_of(iter(points))
             assert opened.study.ask({"x": IntDistribution(0, 9)}).params == {"x": expected}
+
+
+def test_an_interrupt_after_writing_writes_nothing_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    journal = storage.Journal(tmp_path / "journal.log")
+    journal.append_logs([{"a": 1}, {"b": 2}])
+
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            journal.flush()
+    journal.flush()
+    journal.append_logs([{"c": 3}])
+    journal.flush()
+    assert (tmp_path / "journal.log").read_text() == '{"a":1}\n{"b":2}\n{"c":3}\n'
