@@ -34,7 +34,7 @@ class Display:
         )
         self._began = time.monotonic()
         self._last = 0.0
-        self._steps = 0  # of this session
+        self._steps = 0  # since this began
         self._over_before: int | None = None
         self._trials: Sequence[FrozenTrial] = ()
         self._best: FrozenTrial | None = None

@@ -1,6 +1,6 @@
 """Schedulers: which trials are given up before their end, by what their validations said so far.
 
-Each is a rule on numbers: the scores of all trials of the study, of this session and earlier ones, by the epoch at
+Each is a rule on numbers: the scores of all trials of the study, of this call and earlier ones, by the epoch at
 which they were measured; lower is better.  So a study that goes on after a crash judges as if nothing had happened.
 """
 
