@@ -271,7 +271,7 @@ def test_scores_and_exhibits(make_spec: MakeSpec) -> None:
     family._log_scores = lambda stage, scores: logged.update({f"{stage}/{name}": one for name, one in scores.items()})  # type: ignore[method-assign, assignment]
     for part in (slice(0, 3), slice(3, 8)):
         family._evaluate((rows[part], strange[part].double()), "test")
-    family._log_evaluation("test")
+    family._log_scores("test", family._scores_of("test"))
     assert set(logged) == {f"test/{name}" for name in family.score_names}
     assert float(logged["test/mse"]) == pytest.approx(float(family(rows)[:, -1].detach().mean()), rel=1e-9)
     assert float(logged["test/anomaly_auroc"]) == 1
