@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import socket
 from collections.abc import Iterator
 
 import pytest
 
-from neurofleet import cluster, launch
+from neurofleet import cluster, launch, paths
 from neurofleet.cluster import state
 from neurofleet.cluster.status import resources
 
@@ -37,8 +38,12 @@ def free_ports() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def platform_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """A running platform.  This process becomes its client, as far as the environment goes, until the session ends."""
+    launch.ensure_token()
+    token = paths.home() / "ray_token"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEUROFLEET_HOME", str(tmp_path_factory.mktemp("platform")))
+        # Ray reads a token once in a process, and another test file's may have made it do so.
+        shutil.copy2(token, paths.home() / "ray_token")
         settings = choose_ports() | launch.authentication() | {launch.LOOPBACK: "0"}
         for name, value in settings.items():
             patch.setenv(name, value)
