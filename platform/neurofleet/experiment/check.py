@@ -65,8 +65,8 @@ TARGETS = frozenset(
     }
 )
 SECTIONS = ("family", "data", "optimizer", "schedule", "trainer", "launcher", "seed", "name")
-ROOMS = {  # where the targets of a section live
-    "family": "neurofleet.families.",
+ROOMS: dict[str, str | tuple[str, ...]] = {  # where the targets of a section live
+    "family": ("neurofleet.families.", "neurofleet.transfer."),
     "data": "neurofleet.data.",
     "optimizer": "torch.optim.",
     "schedule": "neurofleet.schedule.",
