@@ -9,7 +9,11 @@ import click
 from neurofleet import paths
 from neurofleet.errors import ConfigError, exit_on_error, nearest
 
-GROUPS = {"Run": ("train", "tune", "submit"), "Data": ("data",), "Platform": ("up", "status", "jobs", "down")}
+GROUPS = {
+    "Run": ("train", "tune", "submit"),
+    "Data and models": ("data", "models"),
+    "Platform": ("up", "status", "jobs", "down"),
+}
 RAW = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
@@ -97,6 +101,45 @@ def data_show(name: str) -> None:
 def data_prepare(name: str) -> None:
     """Write a dataset from its source into data/NAME."""
     _script("prepare", (name,))
+
+
+@neurofleet.group()
+def models() -> None:
+    """Registered networks: list, show NAME, alias NAME VERSION ALIAS"""
+
+
+@models.command("list")
+def models_list() -> None:
+    """All models: latest version, aliases, family, data, and what they were fine-tuned from."""
+    from rich.console import Console
+
+    from neurofleet.release import listing
+
+    listing.print_models(Console())
+
+
+@models.command("show")
+@click.argument("name")
+def models_show(name: str) -> None:
+    """One model: its versions and their scores, and the tree of what was fine-tuned from what."""
+    from rich.console import Console
+
+    from neurofleet.release import listing
+
+    listing.print_model(name, Console())
+
+
+@models.command("alias")
+@click.argument("name")
+@click.argument("version")
+@click.argument("alias")
+def models_alias(name: str, version: str, alias: str) -> None:
+    """Name a version: neurofleet models alias digits-cnn 3 champion"""
+    from rich.console import Console
+
+    from neurofleet.release import listing
+
+    listing.set_alias(name, version, alias, Console())
 
 
 @neurofleet.command()
