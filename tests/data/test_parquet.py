@@ -22,9 +22,15 @@ STAGES = ("train", "val", "test")
 
 
 def module(
-    name: str = "yes_no", batch_size: int = 8, split: int = 0, train_splits: tuple[str, ...] = ("train",)
+    name: str = "yes_no",
+    batch_size: int = 8,
+    split: int = 0,
+    train_splits: tuple[str, ...] = ("train",),
+    train_rows: int | None = None,
 ) -> ParquetDataModule:
-    return ParquetDataModule(name=name, batch_size=batch_size, split=split, train_splits=list(train_splits))
+    return ParquetDataModule(
+        name=name, batch_size=batch_size, split=split, train_splits=list(train_splits), train_rows=train_rows
+    )
 
 
 def row_numbers(data: ParquetDataModule) -> dict[str, list[int]]:
@@ -267,3 +273,29 @@ def test_reading_a_dataset_imports_neither_pandas_nor_dvc(datasets: Path) -> Non
     )
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_part_of_the_training_rows_is_what_is_trained_on_and_measured(name: str, datasets: Path) -> None:
+    whole, part = module(name), module(name, train_rows=20)
+    rows, kept = row_numbers(whole), row_numbers(part)
+    assert len(kept["train"]) == 20
+    assert set(kept["train"]) < set(rows["train"])
+    assert [row for row in rows["train"] if row in kept["train"]] == kept["train"]
+    assert (kept["val"], kept["test"]) == (rows["val"], rows["test"])
+    assert part.spec.num_rows == {"train": 20, "val": 10, "test": 20}
+    smaller = row_numbers(module(name, train_rows=10))["train"]
+    assert set(smaller) < set(kept["train"])
+
+
+def test_a_part_has_each_class_in_proportion(datasets: Path) -> None:
+    targets = [module("pictures", train_rows=size).rows("train").targets for size in (70, 35)]
+    counts = [torch.bincount(labels).double() for labels in targets]
+    assert ((counts[0] / 2 - counts[1]).abs() <= 1).all()
+
+
+def test_more_training_rows_than_there_are_are_refused(datasets: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.train_rows needs at most the 70 training rows of 'yes_no', got 71"):
+        module(train_rows=71).rows("train")
+    with pytest.raises(ConfigError, match=r"data\.train_rows needs a whole number of at least 1, got 0"):
+        module(train_rows=0)

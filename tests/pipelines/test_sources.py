@@ -36,7 +36,7 @@ def column(project_root: Path, name: str, stage: str, key: str) -> np.ndarray:
 
 
 def rows(name: str) -> dict[str, Any]:
-    data = ParquetDataModule(name=name, batch_size=1, split=0, train_splits=["train"])
+    data = ParquetDataModule(name=name, batch_size=1, split=0, train_splits=["train"], train_rows=None)
     return {stage: data.rows(stage) for stage in STAGES}
 
 

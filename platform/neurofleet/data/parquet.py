@@ -5,6 +5,9 @@ the same sizes (not where the source's own division has to be kept: `spec.split`
 `train_splits=[train, val]` refits on both.  Then mean, std and row counts of the spec are those of the rows that are
 trained on, so nothing of the test rows leaks into the inputs.  A text keeps split 0: its vocabulary is that of the rows
 which are trained on there.
+
+`train_rows` keeps a part of the training rows, as if no others had labels: each class (or tenth of a regression's
+targets) in proportion.
 """
 
 from __future__ import annotations
@@ -38,11 +41,14 @@ class ParquetDataModule(LightningDataModule):
     """A dataset of `configs/data`, held in memory.
 
     In: `name` of the dataset; `batch_size` rows per step; `split` 0 for the split on disk, else the number of another;
-    `train_splits` [train], or [train, val] to refit on both (then val has no rows).
+    `train_splits` [train], or [train, val] to refit on both (then val has no rows); `train_rows` None for all of them,
+    or how many to train on.
     Raises ConfigError for an impossible value, DataError for data that is missing or wrong.
     """
 
-    def __init__(self, *, name: str, batch_size: int, split: int, train_splits: Sequence[str]) -> None:
+    def __init__(
+        self, *, name: str, batch_size: int, split: int, train_splits: Sequence[str], train_rows: int | None
+    ) -> None:
         super().__init__()
         _check_count("data.batch_size", batch_size, at_least=1)
         _check_count("data.split", split, at_least=0)
@@ -51,11 +57,14 @@ class ParquetDataModule(LightningDataModule):
                 f"data.train_splits needs to be [train] or [train, val], got {list(train_splits)}; "
                 "test rows are never trained on"
             )
+        if train_rows is not None:
+            _check_count("data.train_rows", train_rows, at_least=1)
         self.folder = catalog.locate(name)
         self.name = name
         self.batch_size = batch_size
         self.split = split
         self.train_splits = tuple(train_splits)
+        self.train_rows = train_rows
         self._stored = catalog.load_spec(name)
         if split and self._stored.split == "official":
             raise ConfigError(
@@ -76,7 +85,7 @@ class ParquetDataModule(LightningDataModule):
 
     @cached_property
     def spec(self) -> DataSpec:
-        if self.split == 0 and self.train_splits == ("train",):
+        if self.split == 0 and self.train_splits == ("train",) and self.train_rows is None:
             return self._stored
         return _measured(self._stored, self._tables)
 
@@ -120,7 +129,17 @@ class ParquetDataModule(LightningDataModule):
         if self.train_splits == ("train", "val"):
             stages["train"] = pa.concat_tables([stages["train"], stages["val"]])
             stages["val"] = stages["val"].slice(0, 0)
+        if self.train_rows is not None:
+            stages["train"] = self._part(stages["train"], self.train_rows)
         return stages
+
+    def _part(self, train: pa.Table, size: int) -> pa.Table:
+        if size > train.num_rows:
+            raise ConfigError(
+                f"data.train_rows needs at most the {train.num_rows} training rows of {self.name!r}, got {size}"
+            )
+        targets = tables.number_columns(train, self._stored.targets, str(self.folder))
+        return train.take(pa.array(splits.part(splits.strata(targets, self._stored.task), size)))
 
     def _read(self, stage: str) -> pa.Table:
         """One file, checked as a whole, so that an error names its file and row whatever the split."""

@@ -64,14 +64,23 @@ def assign(rows: np.ndarray, row_strata: np.ndarray, sizes: Mapping[str, int], s
     """
     if sum(sizes.values()) != len(rows):
         raise ValueError(f"the sizes of the stages need to add up to the rows, got {dict(sizes)} for {len(rows)} rows")
-    row_keys = keys(rows, split)
-    by_stratum = np.lexsort((row_keys, row_strata))
-    _, starts, counts = np.unique(row_strata[by_stratum], return_index=True, return_counts=True)
-    ranks = np.arange(len(rows)) - np.repeat(starts, counts)
-    places = (2 * ranks + 1) / np.repeat(2 * counts, counts)
-    order = by_stratum[np.lexsort((row_keys[by_stratum], places))]
+    order = _interleaved(keys(rows, split), row_strata)
     test, val = sizes["test"], sizes["val"]
     return {"train": order[test + val :], "val": order[test : test + val], "test": order[:test]}
+
+
+def part(row_strata: np.ndarray, size: int) -> np.ndarray:
+    """Positions of `size` rows, those that come first in each stratum, and each stratum in proportion."""
+    return np.sort(_interleaved(np.arange(len(row_strata)), row_strata)[:size])
+
+
+def _interleaved(row_keys: np.ndarray, row_strata: np.ndarray) -> np.ndarray:
+    """Positions in an order of which any stretch holds each stratum in proportion; within one they follow the keys."""
+    by_stratum = np.lexsort((row_keys, row_strata))
+    _, starts, counts = np.unique(row_strata[by_stratum], return_index=True, return_counts=True)
+    ranks = np.arange(len(row_keys)) - np.repeat(starts, counts)
+    places = (2 * ranks + 1) / np.repeat(2 * counts, counts)
+    return by_stratum[np.lexsort((row_keys[by_stratum], places))]
 
 
 def statistics(values: np.ndarray, kind: Kind) -> tuple[tuple[float, ...], tuple[float, ...]]:
