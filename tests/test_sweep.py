@@ -370,17 +370,28 @@ def test_the_space_of_a_file_and_of_the_command_line() -> None:
 
 
 @pytest.mark.parametrize("scheduler", ["none", "asha", "hyperband", "median", "pbt"])
-@pytest.mark.parametrize("search", ["random", "grid", "tpe"])
+@pytest.mark.parametrize("search", ["random", "grid", "tpe", "cmaes"])
 def test_each_search_goes_with_each_scheduler(search: str, scheduler: str) -> None:
     composer = Composer(
-        [f"search={search}", f"scheduler={scheduler}", "study=my study"], parse(["seed=range(7)"], {})[1]
+        [f"search={search}", f"scheduler={scheduler}", "study=my study"],
+        parse(["seed=range(7)", *(["optimizer.lr=interval(0,1)"] if search == "cmaes" else [])], {})[1],
     )
     assert composer.search["sampler"]["_target_"].startswith("optuna.samplers.")
     assert composer.scheduler["_target_"].startswith("neurofleet.study.schedulers.")
-    assert composer.search["num_trials"] == (7 if search == "grid" else 16)
+    assert composer.search["num_trials"] == {"grid": 7, "cmaes": 64}.get(search, 16)
     assert (composer.search["metric"], composer.search["mode"]) == ("val/loss", "min")
     assert composer.study == "my study"
     assert composer.fixed == []
+
+
+def test_bohb_is_tpe_in_the_brackets_of_hyperband() -> None:
+    overrides = ["search=bohb", "optimizer.lr=interval(0,1)"]
+    bohb, both = (
+        Composer.of(one)
+        for one in (overrides, ["search=tpe", "scheduler=hyperband", *overrides[1:], "search.num_trials=64"])
+    )
+    assert (bohb.search, bohb.scheduler) == (both.search, both.scheduler)
+    assert Composer.of([*overrides, "scheduler=asha"]).scheduler["_target_"].endswith("SuccessiveHalving")
 
 
 def test_several_objectives() -> None:
@@ -426,6 +437,11 @@ def test_off_is_a_word(sections: dict[str, Any]) -> None:
         (["seed=1,2", "search.sampler._target_=torch.optim.SGD"], r"_target_ needs something of optuna\.samplers\."),
         (["seed=1,2", "search=nsga2", "scheduler=asha"], r"a scheduler judges trials by one metric.*scheduler=none"),
         (["seed=1,2", "search.space=null"], r"search\.space needs keys and their values, got None"),
+        (
+            ["seed=1,2", "search=cmaes", "search.metric=[val/loss,num_parameters]", "search.mode=[min,min]"],
+            r"one metric",
+        ),
+        (["seed=range(2)", "optimizer=adam,sgd", "search=cmaes"], r"two intervals or ranges, got seed; .* search=tpe"),
         (["optimizer.lr=interval(0,1)", "search=grid"], r"a grid needs values that can be counted.*optimizer\.lr"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",

@@ -285,3 +285,25 @@ def test_heirs_have_donors_of_their_own_shape(studied: Any) -> None:
     assert inherited
     for trial, change in inherited:
         assert change["values"]["family.hidden"] == json.loads(trial.params["family.hidden"])
+
+
+def test_cma_es_draws_its_generations_across_sessions(studied: Any) -> None:
+    settings = ["search=cmaes", RATES, "family.dropout=interval(0,0.4)", "family.activation=relu,tanh"]
+    settings += ["search.sampler.popsize=4", "search.sampler.n_startup_trials=4", "search.max_concurrent=4"]
+    with pytest.raises(KeyboardInterrupt):
+        studied(*settings, "search.num_trials=16", wrap=cut(5))  # in the second generation
+    done = studied(*settings, "search.num_trials=16")
+    assert done.states == ["COMPLETE"] * 16
+    generations = [trial.system_attrs.get("cma:generation") for trial in done.trials]
+    assert generations == [None] * 4 + [0] * 4 + [1] * 4 + [2] * 4
+    assert {trial.params["family.activation"] for trial in done.trials} == {"relu", "tanh"}
+
+
+def test_bohb_draws_from_what_brackets_gave_up(studied: Any) -> None:
+    settings = ["search=bohb", RATES, "search.num_trials=24", "trainer.max_epochs=9"]
+    done = studied(*settings, "search.sampler.n_startup_trials=8")
+    assert Counter(done.states).keys() == {"COMPLETE", "PRUNED"}
+    rungs = {max(one.intermediate_values) for one in done.trials if one.state == TrialState.PRUNED}
+    assert rungs == {1, 3}
+    drawn = ["tpe:relative_params:0" in trial.system_attrs for trial in done.trials]
+    assert drawn == [False] * 8 + [True] * 16, "what was pruned counts among the first 8"

@@ -42,12 +42,17 @@ TARGETS = frozenset(
         "neurofleet.study.schedulers.PopulationBased",
         "neurofleet.study.schedulers.SuccessiveHalving",
         "neurofleet.trainer.TrainerConfig",
+        "neurofleet.transfer.backbones.EfficientNetLite0",
+        "neurofleet.transfer.backbones.HuggingFace",
+        "neurofleet.transfer.backbones.SpeakerLSTM",
+        "neurofleet.transfer.finetuned.Finetuned",
         "neurofleet.schedule.Constant",
         "neurofleet.schedule.Cosine",
         "neurofleet.schedule.Exponential",
         "neurofleet.schedule.Linear",
         "neurofleet.schedule.Step",
         "neurofleet.study.samplers.RegularizedEvolution",
+        "optuna.samplers.CmaEsSampler",
         "optuna.samplers.GridSampler",
         "optuna.samplers.NSGAIISampler",
         "optuna.samplers.RandomSampler",
@@ -82,6 +87,7 @@ SEARCH_ROOMS: dict[str, str | tuple[str, ...]] = {
     "scheduler": ("neurofleet.study.schedulers.", RAY),
 }
 FUSE = ("auto", "stack", "pack", "off")
+CMA_ES = "optuna.samplers.CmaEsSampler"
 GRID = "optuna.samplers.GridSampler"
 NEVER = "neurofleet.study.schedulers.Never"
 # Hydra's own directives would turn data into code; interpolations must be resolved, and may not read the environment.
@@ -147,6 +153,8 @@ def check_search(config: Mapping[str, Any]) -> dict[str, Any]:
     if study is not None:
         study_name(study)
     _check_objectives(search["metric"], search["mode"], scheduler["_target_"])
+    if isinstance(search["metric"], list) and search["sampler"]["_target_"] == CMA_ES:
+        raise ConfigError(f"CMA-ES follows one metric, got {search['metric']!r}; take search=nsga2 or search=tpe")
     if search["fuse"] is False:  # what YAML makes of off
         search["fuse"] = "off"
     _check_budget(search)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from neurofleet.errors import ConfigError, nearest
-from neurofleet.experiment.check import GRID, Experiment, check, check_search
+from neurofleet.experiment.check import CMA_ES, GRID, Experiment, check, check_search
 from neurofleet.experiment.compose import as_text, compose, composed, from_config, has_interpolations, parsed, plain
 from neurofleet.experiment.space import Dimension, Space, bare, grid_size, is_group, parse, plain_value, root
 
@@ -50,6 +50,7 @@ class Composer:
         self._places = {key: key.split(".") for key in space if key not in self._groups}
         self._templates: dict[str, Experiment | None] = {}
         self._count_grid()
+        self._need_numbers()
         self._try_each_choice()
 
     @classmethod
@@ -115,6 +116,14 @@ class Composer:
                     self.experiment(first | {key: choice})
                 except ConfigError as error:
                     raise ConfigError(f"with {bare(key)}={as_text(choice)}: {error}") from None
+
+    def _need_numbers(self) -> None:
+        numbers = [key for key, one in self.space.items() if one.low != one.high]
+        if self.search["sampler"]["_target_"] == CMA_ES and len(numbers) < 2:
+            raise ConfigError(
+                "CMA-ES learns how numbers depend on each other and needs two intervals or ranges, got "
+                f"{', '.join(numbers) or 'none'}; search more of them, or take search=tpe"
+            )
 
     def _count_grid(self) -> None:
         if self.search["sampler"]["_target_"] != GRID:
