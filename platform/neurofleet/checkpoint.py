@@ -87,6 +87,11 @@ def exists(folder: Path) -> bool:
     return bool(_entries(folder))
 
 
+def listed(file: Path) -> str | None:
+    """The sha256 that the index beside a checkpoint gives for it, or None where none does."""
+    return next((entry["sha256"] for entry in _entries(file.parent) if entry["file"] == file.name), None)
+
+
 def _entries(folder: Path) -> list[dict[str, Any]]:
     index = folder / INDEX
     try:

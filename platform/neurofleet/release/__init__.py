@@ -41,6 +41,7 @@ REQUIREMENTS = (
     "torchmetrics",
 )
 """what model.py and the parts of the package that it reaches import"""
+RELEASE_REMEDY = "the run and its weights are safe, register it again"
 
 
 def register(run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> int:
@@ -158,8 +159,10 @@ def requirements() -> list[str]:
 
 
 @contextlib.contextmanager
-def _mlflow() -> Iterator[None]:
+def _mlflow(what: str = "the release", remedy: str = RELEASE_REMEDY) -> Iterator[None]:
     """MLflow at this platform's store, without its advice on choices that are made above; its errors raise.
+
+    what, remedy: of the message where it refuses
 
     MLflow keeps its addresses in the environment: what stood there before stands there after.
     """
@@ -178,9 +181,7 @@ def _mlflow() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except mlflow.exceptions.MlflowException as error:
-        raise RunError(
-            f"MLflow refused the release: {error}; the run and its weights are safe, register it again"
-        ) from error
+        raise RunError(f"MLflow refused {what}: {error}; {remedy}") from error
     finally:
         logger.setLevel(level)
         mlflow.set_tracking_uri(before["MLFLOW_TRACKING_URI"])
