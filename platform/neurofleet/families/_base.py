@@ -105,6 +105,23 @@ class Family(pl.LightningModule, ABC):
     def objective(self, batch: Batch, context: Context) -> Objective:
         """The learning rule. `batch` is (inputs [batch, *spec.shape], targets); the loss is a mean over its rows."""
 
+    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        """What the network makes of inputs [B, *spec.shape] before it answers: [B, F], of each row by itself.
+
+        A differentiable function of weights, inputs and context.  The family's own dropout applies, as `forward` does
+        it, with a context of training; without one nothing is random.
+        Raises ConfigError where there is nothing that another task could use.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} has nothing to transfer: it offers no features of its inputs; take a base whose "
+            "family learns from rows, such as cnn, mlp, transformer or autoencoder"
+        )
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Dotted names of modules, parameters and buffers that `features` never reads, and works without."""
+        return ()
+
     def start(self, batch: Batch) -> None:
         """Set the weights that training starts from, given the training rows; without it they are the constructor's.
 

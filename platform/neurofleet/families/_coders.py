@@ -6,8 +6,10 @@ Shape suffixes: B batch, N numbers in a row of inputs, K code, F features, C cha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,13 @@ from neurofleet.families._layers import numbers
 from neurofleet.spec import DataSpec
 
 Activation = Callable[[Tensor], Tensor]
+
+
+class Code(NamedTuple):
+    """What an encoder says: the code (or its mean) [B, K], and the logarithm of its variance or None."""
+
+    mean: Tensor
+    log_variance: Tensor | None
 
 
 class Pixels(nn.Module):
@@ -163,3 +172,10 @@ def row_mean(values_BN: Tensor, known_BN: Tensor | None) -> Tensor:
     if known_BN is None:
         return values_BN.mean(dim=1)
     return (values_BN * known_BN).sum(dim=1) / known_BN.sum(dim=1).clamp(min=1)
+
+
+def crowding(code_BK: Tensor) -> Tensor:
+    """How evenly units share a row's code [B]: the L1 norm over the L2 norm, 1 where all speak alike, and
+    1 / sqrt(K) where one speaks alone."""
+    length_B = (code_BK.square().sum(dim=1) + 1e-12).sqrt()
+    return code_BK.abs().sum(dim=1) / (length_B * math.sqrt(code_BK.shape[1]))

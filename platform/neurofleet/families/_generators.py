@@ -52,8 +52,12 @@ class DenseCritic(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.readout = nn.Linear(sizes[-1], 1)
 
+    def features(self, rows: Tensor) -> Tensor:
+        """What the score is read from, [B, F]."""
+        return self.layers(rows.flatten(1))
+
     def forward(self, rows: Tensor) -> Tensor:
-        return self.readout(self.layers(rows.flatten(1))).squeeze(1)
+        return self.readout(self.features(rows)).squeeze(1)
 
 
 class MapNorm(nn.GroupNorm):
@@ -122,13 +126,17 @@ class ImageCritic(nn.Module):
         scale = patch << (len(channels) - 1)
         self.readout = nn.Linear(channels[-1] * (height // scale) * (width // scale), 1)
 
-    def forward(self, images_BCYX: Tensor) -> Tensor:
+    def features(self, images_BCYX: Tensor) -> Tensor:
+        """What the score is read from, [B, F]."""
         if any(self.padding):
             images_BCYX = F.pad(images_BCYX, self.padding)
         map_BCYX = F.leaky_relu(self.stem(to_patches(images_BCYX, self.patch)), SLOPE)
         for stage in self.stages:
             map_BCYX = F.leaky_relu(stage(map_BCYX), SLOPE)
-        return self.readout(map_BCYX.permute(0, 2, 3, 1).flatten(1)).squeeze(1)
+        return map_BCYX.permute(0, 2, 3, 1).flatten(1)
+
+    def forward(self, images_BCYX: Tensor) -> Tensor:
+        return self.readout(self.features(images_BCYX)).squeeze(1)
 
 
 def to_patches(images_BCYX: Tensor, patch: int) -> Tensor:
@@ -172,7 +180,7 @@ def scale_weights(network: nn.Module, slope: float) -> None:
 
 def networks(
     spec: DataSpec, *, noise: int, hidden: list[int], channels: list[int], patch: int, norm: str
-) -> tuple[nn.Module, nn.Module]:
+) -> tuple[DenseGenerator | ImageGenerator, DenseCritic | ImageCritic]:
     """A generator and a critic for such rows: convolutions for images, perceptrons for tables and sequences."""
     if not hidden or not channels or min(noise, patch, *hidden, *channels) < 1:
         raise ConfigError(
@@ -181,8 +189,8 @@ def networks(
         )
     if norm not in ("layer", "none"):
         raise ConfigError(f"family.norm needs layer or none, got {norm!r}")
-    generator: nn.Module
-    critic: nn.Module
+    generator: DenseGenerator | ImageGenerator
+    critic: DenseCritic | ImageCritic
     if spec.kind == "image":
         _check_size(spec, channels, patch)
         generator = ImageGenerator(noise=noise, channels=channels, patch=patch, shape=spec.shape, norm=norm)

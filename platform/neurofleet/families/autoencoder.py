@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +27,13 @@ from neurofleet import counter
 from neurofleet.errors import ConfigError
 from neurofleet.families._base import Objective
 from neurofleet.families._coders import (
+    Code,
     ConvolutionalDecoder,
     ConvolutionalEncoder,
     DenseDecoder,
     DenseEncoder,
     Pixels,
+    crowding,
     row_mean,
 )
 from neurofleet.families._layers import RandomAffine, activation_by_name, fingerprints
@@ -43,13 +44,6 @@ from neurofleet.steps import Batch, Context
 VARIANTS = ("plain", "denoising", "sparse", "variational")
 AFFINE_SITE, NOISE_SITE, CODE_SITE = range(3)
 NUM_DRAWS = 4  # of the code, where the bound is estimated outside training
-
-
-class Code(NamedTuple):
-    """What the encoder says: the code (or its mean) [B, K], and the logarithm of its variance or None."""
-
-    mean: Tensor
-    log_variance: Tensor | None
 
 
 class Autoencoder(UnsupervisedFamily):
@@ -109,6 +103,7 @@ class Autoencoder(UnsupervisedFamily):
         else:
             self.encoder = DenseEncoder(spec, hidden, function)
             self.decoder = DenseDecoder(spec, hidden, code, function)
+        self._has_hidden = architecture == "convolutional" or bool(hidden)
         self.to_code = nn.Linear(self.encoder.num_features, 2 * code if variant == "variational" else code)
         learns_spread = variant == "variational" and reconstruction == "mse"
         self.log_spread = nn.Parameter(torch.zeros(())) if learns_spread else None  # of squared errors
@@ -186,6 +181,17 @@ class Autoencoder(UnsupervisedFamily):
         values = (values.sigmoid() if self.squashes else values).view(len(inputs), *self.spec.shape)
         return self.pixels.standardised(values) if self.is_image else values
 
+    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        """The encoder's last hidden layer: what can be told from a row is still there, while a narrow code keeps what
+        rebuilds it (deep autoencoders are fine-tuned from their hidden layers: Vincent et al. 2010).  The code (its
+        mean), where no layer is hidden."""
+        return self.encoder(inputs) if self._has_hidden else self.encode(inputs).mean
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        spread = ("log_spread",) if self.log_spread is not None else ()
+        return ("decoder", "pixels", *spread, *(("to_code",) if self._has_hidden else ()))
+
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         code = self.encode(inputs)
         if code.log_variance is None:
@@ -211,7 +217,7 @@ class Autoencoder(UnsupervisedFamily):
             if self.variant == "denoising":
                 terms["denoising_mse"] = self._squared(values, wanted, known)
             if self.variant == "sparse":
-                loss_B = loss_B + self.sparsity * _crowding(code.mean)
+                loss_B = loss_B + self.sparsity * crowding(code.mean)
                 terms["active_units"] = (code.mean > 0).to(loss_B.dtype).mean(dim=1)
         return Objective(loss_B.mean(), {name: row.detach() for name, row in terms.items()} if context.measure else {})
 
@@ -290,10 +296,3 @@ class Autoencoder(UnsupervisedFamily):
             outputs |= {"seen": self.raw(disturbed), "outputs": self.raw(self.reconstruct(disturbed))}
         code_map = {"codes": self.encode(inputs).mean, "targets": targets}
         return {"reconstructions": outputs, "code_map": code_map}
-
-
-def _crowding(code_BK: Tensor) -> Tensor:
-    """How evenly units share a row's code [B]: the L1 norm over the L2 norm, 1 where all speak alike, and
-    1 / sqrt(K) where one speaks alone."""
-    length_B = (code_BK.square().sum(dim=1) + 1e-12).sqrt()
-    return code_BK.abs().sum(dim=1) / (length_B * math.sqrt(code_BK.shape[1]))

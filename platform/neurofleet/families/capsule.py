@@ -170,17 +170,29 @@ class Capsule(SupervisedFamily):
     def augment(self, inputs: Tensor, context: Context) -> Tensor:
         return self.distort(inputs, context)
 
+    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        """The primary capsules, all in a row: what is where in the image and in what pose, for any class to use."""
+        return self.primary_capsules(inputs).flatten(1)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return ("routing", "decoder")
+
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         return self._log_odds(self.vectors(inputs))
 
     def vectors(self, inputs: Tensor) -> Tensor:
         """Images -> the class capsules [B, J, D] before they are squashed."""
+        return self.routing(self.primary_capsules(inputs)).transpose(0, 1)
+
+    def primary_capsules(self, inputs: Tensor) -> Tensor:
+        """Images -> [B, N, E], squashed."""
         images_BCYX = inputs
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             images_BCYX = F.relu(norm(F.max_pool2d(convolution(images_BCYX), 2)))
         primary_BCYX = self.primary(images_BCYX)  # channels-last: the units of a capsule lie side by side
         primary_BNE = primary_BCYX.permute(0, 2, 3, 1).reshape(len(inputs), -1, self.primary_size)
-        return self.routing(squash(primary_BNE)).transpose(0, 1)
+        return squash(primary_BNE)
 
     @staticmethod
     def _log_odds(vectors_BJD: Tensor) -> Tensor:

@@ -102,15 +102,23 @@ class CNN(SupervisedFamily):
     def augment(self, inputs: Tensor, context: Context) -> Tensor:
         return self.distort(inputs, context)
 
-    def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        """The dense layer's units."""
         images_BCYX = inputs  # the first convolution takes the layout of its weights
         for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True), start=1):
             images_BCYX = convolution(images_BCYX)
             if index % self.convolutions_per_stage == 0:
                 images_BCYX = F.max_pool2d(images_BCYX, 2)
             images_BCYX = self.activation(norm(images_BCYX))
-        features_BF = self.dropouts[0](images_BCYX.flatten(1), context)
-        return self.readout(self.dropouts[1](self.activation(self.dense(features_BF)), context))
+        flat_BF = self.dropouts[0](images_BCYX.flatten(1), context)
+        return self.dropouts[1](self.activation(self.dense(flat_BF)), context)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return ("readout",)
+
+    def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        return self.readout(self.features(inputs, context))
 
     def exhibits(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
         filters = self.convolutions[0].weight

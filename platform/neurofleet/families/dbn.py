@@ -144,11 +144,20 @@ class DBN(StartsFromInputs):
         """Standardised inputs [B, *spec.shape] -> the lowest units [B, V]."""
         return numbers(inputs) if self.pixels is None else self.pixels(inputs).flatten(1)
 
-    def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        """The means of the highest layer's units, less a half."""
         units_BH = self.visible(inputs) - self.centre
         for layer, dropout in zip(self.layers, self.dropouts, strict=True):
             units_BH = dropout(torch.sigmoid(layer(units_BH)) - 0.5, context)
-        return self.readout(units_BH)
+        return units_BH
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        chains = [f"chains_{index}" for index in range(len(self.layers))] if self.num_chains else []
+        return ("readout", "visible_biases", *chains)
+
+    def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        return self.readout(self.features(inputs, context))
 
     def exhibits(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
         shown = super().exhibits(batch)

@@ -131,6 +131,15 @@ class GAN(UnsupervisedFamily):
             self.generator.low.copy_(inputs.amin(dim=(0, 2, 3)).view(-1, 1, 1))
             self.generator.high.copy_(inputs.amax(dim=(0, 2, 3)).view(-1, 1, 1))
 
+    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        """The critic's, before its score (as Radford et al. 2016 take a discriminator's for a classifier)."""
+        return self.critic.features(self._rows(inputs))
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        grid = () if self.spec.kind == "tabular" else ("grid",)
+        return ("generator", "averages", "critic.readout", "spread", *grid)
+
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         return self.critic(self._rows(inputs)).unsqueeze(1)
 

@@ -65,7 +65,8 @@ class MLP(SupervisedFamily):
     def augment(self, inputs: Tensor, context: Context) -> Tensor:
         return self.distort(inputs, context)
 
-    def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        """The last hidden layer's units; the inputs themselves where there is none."""
         if self.embeddings:
             hidden_BH = torch.cat(
                 [embed(column) for embed, column in zip(self.embeddings, inputs.T, strict=True)], dim=1
@@ -74,4 +75,11 @@ class MLP(SupervisedFamily):
             hidden_BH = numbers(inputs)
         for layer, dropout in zip(self.layers, self.dropouts, strict=True):
             hidden_BH = dropout(self.activation(layer(hidden_BH)), context)
-        return self.readout(hidden_BH)
+        return hidden_BH
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return ("readout",)
+
+    def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        return self.readout(self.features(inputs, context))

@@ -79,8 +79,16 @@ class RBF(SupervisedFamily):
         self.log_widths = nn.Parameter(torch.full((centres,), 2.0 * spec.num_inputs).sqrt().log())
         self.readout = nn.Linear(centres, spec.num_outputs)
 
+    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        """What the Gaussian units say."""
+        return self.units(numbers(inputs))
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return ("readout",)
+
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
-        return self.readout(self.units(numbers(inputs)))
+        return self.readout(self.features(inputs, context))
 
     def units(self, rows_NF: Tensor) -> Tensor:
         """What the Gaussian units say of rows, [N, U]."""

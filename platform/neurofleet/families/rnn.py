@@ -126,11 +126,13 @@ class RNN(LanguageFamily):
         noise = counter.normal(context.key(site), context.rows, tuple(inputs.shape[1:]), inputs.dtype)
         return inputs + noise * self.jitter
 
-    def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        """What is read out, normed: the last state, the mean of all states, or both, and the convolutions' means."""
         steps_BTI, mask_BT1, lengths_B = self._steps(inputs)
         states_BTH = self._states(steps_BTI, lengths_B, context)
-        if self.spec.task == "language":
-            return self._read_out(last_of(states_BTH, lengths_B), context)
+        if self.spec.task == "language":  # whose dropout takes steps
+            last_B1H = self.norm(last_of(states_BTH, lengths_B)).unsqueeze(1)
+            return self.last_dropout(last_B1H, context).squeeze(1)
         features = []
         if self.readout_of != "mean":
             features.append(last_of(states_BTH, lengths_B))
@@ -141,11 +143,18 @@ class RNN(LanguageFamily):
             for convolution in self.convolutions:
                 local_BTC = convolution(local_BTC, mask_BT1)
             features.append(mean_of(local_BTC, mask_BT1))
-        return self._read_out(torch.cat(features, dim=1), context)
+        return self.last_dropout(self.norm(torch.cat(features, dim=1)), context)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return ("readout",)
+
+    def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        return self.readout(self.features(inputs, context))
 
     def token_logits(self, tokens: Tensor, context: Context | None = None) -> Tensor:
         steps_BTI, _, lengths_B = self._steps(tokens)
-        return self._read_out(self._states(steps_BTI, lengths_B, context), context)
+        return self.readout(self.last_dropout(self.norm(self._states(steps_BTI, lengths_B, context)), context))
 
     def exhibits(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """Forecasts of a few rows, evenly through the test rows."""
@@ -179,13 +188,11 @@ class RNN(LanguageFamily):
                 hidden_B1H = self.embedding(texts_BT[:, place - 1 : place])
                 for index, directions in enumerate(self.layers):
                     hidden_B1H, states[index] = directions[0](hidden_B1H, states[index])  # type: ignore[index]
-                drawn_B = sample(self._read_out(hidden_B1H[:, 0], None), temperature, counter.fold(seed, place), rows_B)
+                logits_BV = self.readout(self.norm(hidden_B1H[:, 0]))
+                drawn_B = sample(logits_BV, temperature, counter.fold(seed, place), rows_B)
                 new_B = (place >= lengths_B) & (place < lengths_B + num_tokens)
                 texts_BT[:, place] = torch.where(new_B, drawn_B, texts_BT[:, place])
         return texts_BT
-
-    def _read_out(self, features: Tensor, context: Context | None) -> Tensor:
-        return self.readout(self.last_dropout(self.norm(features), context))
 
     def _steps(self, inputs: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The steps [B, T, I], 0 after each sequence's end; the mask of those before it [B, T, 1], and how many they

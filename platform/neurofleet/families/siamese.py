@@ -144,6 +144,15 @@ class Siamese(Family):
         if isinstance(self.encoder, StartsFromInputs):
             self.encoder.start_from(batch[0])
 
+    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        """The encoder's: the projection to an embedding forgets what does not tell pairs apart, and what is before it
+        transfers better (Chen et al. 2020, SimCLR, section 4.2)."""
+        return self.encoder.features(inputs, context)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return tuple(f"encoder.{name}" for name in self.encoder.heads)
+
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         embeddings_BE = self.encoder(inputs, context)
         return F.normalize(embeddings_BE, dim=1) if self.normalize else embeddings_BE

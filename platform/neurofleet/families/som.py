@@ -27,6 +27,7 @@ from neurofleet.steps import Batch, Context
 
 GRIDS = ("rectangular", "hexagonal")
 NEIGHBOURHOODS = ("gaussian", "bubble")
+TINY = 1e-12
 SQUARED_REACH = {"rectangular": 2.1, "hexagonal": 1.1}  # of a unit's 8, or 6, direct neighbours, and rounding
 
 
@@ -81,6 +82,17 @@ class SOM(UnsupervisedFamily):
     @property
     def score_names(self) -> list[str]:
         return ["loss", "quantization_error", "topographic_error"]
+
+    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        """How much nearer each unit is than the row's mean distance, in deviations of its distances, and 0 for those
+        that are farther: the "triangle" of Coates, Lee and Ng (2011), who learnt twice as much from it as from the
+        winner alone, on any scale of distances."""
+        squared_BU = squared_distances(numbers(inputs), self.units).clamp_min(TINY)  # a root has no slope at 0
+        return F.relu(-F.layer_norm(squared_BU.sqrt(), (len(self.units),)))
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return ("steps_UU",)
 
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         squared_B, winner_B = squared_distances(numbers(inputs), self.units).min(dim=1)

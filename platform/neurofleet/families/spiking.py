@@ -133,6 +133,17 @@ class Spiking(StartsFromInputs):
     def augment(self, inputs: Tensor, context: Context) -> Tensor:
         return self.distort(inputs, context)
 
+    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        """The spikes of the last layer before the readout, gathered as the readout gathers its currents, and their mean
+        over the row's steps: a linear function of it is all that the answer is."""
+        spikes, valid_TB = self.spikes(inputs, context)
+        traces_TBF = gather(spikes[-1].flatten(2), self.leak)
+        return (traces_TBF * _shares(valid_TB)).sum(0)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return ("readout",)
+
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         return self.course(inputs, context).outputs
 
@@ -151,7 +162,15 @@ class Spiking(StartsFromInputs):
         return [*super().score_names, "spikes", "spike_rate"]
 
     def course(self, inputs: Tensor, context: Context | None = None) -> Course:
-        """All layers, one after another, each over all steps of time."""
+        """All layers, and the readout."""
+        spikes, valid_TB = self.spikes(inputs, context)
+        currents_TBO = self.readout(spikes[-1].flatten(0, 1).flatten(1)).unflatten(0, valid_TB.shape)
+        potentials_TBO = gather(currents_TBO, self.leak)
+        return Course((potentials_TBO * _shares(valid_TB)).sum(0), spikes, potentials_TBO, valid_TB)
+
+    def spikes(self, inputs: Tensor, context: Context | None = None) -> tuple[list[Tensor], Tensor]:
+        """Of all layers, one after another, each over all steps of time, [T, B, ...]; and which steps are within the
+        row [T, B]."""
         batch_size = len(inputs)
         signal_TB = self.encode(inputs, context).flatten(0, 1)  # of one step only, where all are equal
         num_steps = inputs.shape[1] if self.own_time else self.num_steps
@@ -165,10 +184,7 @@ class Spiking(StartsFromInputs):
             fired = fire(steps * num_steps if len(steps) == 1 else steps, self.leak, self.surrogate, self.slope)
             signal_TB = torch.cat(fired)  # keeps the layout of channels, as `stack` does not
             spikes.append(signal_TB.unflatten(0, (num_steps, batch_size)))
-        potentials_TBO = gather(self.readout(signal_TB.flatten(1)).unflatten(0, (num_steps, batch_size)), self.leak)
-        valid_TB = self._valid(inputs, num_steps)
-        weights_TB1 = (valid_TB / valid_TB.sum(0).clamp_min(1)).unsqueeze(2)
-        return Course((potentials_TBO * weights_TB1).sum(0), spikes, potentials_TBO, valid_TB)
+        return spikes, self._valid(inputs, num_steps)
 
     def _valid(self, inputs: Tensor, num_steps: int) -> Tensor:
         """[T, B], 1 for the steps of a row and 0 after a sequence's end."""
@@ -209,6 +225,11 @@ class Spiking(StartsFromInputs):
             "num_steps": course.valid.sum(0).long(),
         }
         return super().exhibits(batch) | {"spike_raster": raster}
+
+
+def _shares(valid_TB: Tensor) -> Tensor:
+    """[T, B, 1]: what each step counts in a row's mean."""
+    return (valid_TB / valid_TB.sum(0).clamp_min(1)).unsqueeze(2)
 
 
 def _check_choices(**choices: str) -> None:

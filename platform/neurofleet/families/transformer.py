@@ -118,13 +118,21 @@ class Transformer(LanguageFamily):
     def augment(self, inputs: Tensor, context: Context) -> Tensor:
         return self.distort(inputs, context)
 
-    def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        """The mean of a row's tokens; of the task language the last one, the only one that has seen all of them."""
         tokens_BTD, valid_BT = self.embed(inputs)
         if not self.causal:
             pooled_BD = _mean(self._encode(tokens_BTD, valid_BT, context), valid_BT)
         else:  # no later token is seen, so no padding either
             pooled_BD = last_of(self._encode(tokens_BTD, None, context), valid_BT.sum(dim=1))
-        return self.readout(self.drop_pooled(pooled_BD, context))
+        return self.drop_pooled(pooled_BD, context)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return ("readout",)
+
+    def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        return self.readout(self.features(inputs, context))
 
     def _encode(self, tokens_BTD: Tensor, valid_BT: Tensor | None, context: Context | None) -> Tensor:
         stream_BTD = self.drop_tokens(tokens_BTD, context)
