@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MOST_ROWS = 18
-LONGEST_NAME = 30
+LONGEST_NAME = 28  # what 75 columns leave beside billions of parameters
 Shapes = Mapping[str, Sequence[int]]
 
 
