@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 import tempfile
@@ -44,9 +45,10 @@ def resolve(uri: str) -> Base:
     if scheme in ("pretrained", "hf"):
         if not rest:
             raise ConfigError(f"base needs a name behind {scheme}/, got {uri!r}; the forms are\n{FORMS}")
-        from neurofleet.transfer import pretrained
+        from neurofleet.transfer import hugging_face, pretrained
 
-        return pretrained.pretrained(rest) if scheme == "pretrained" else pretrained.hugging_face(rest)
+        base = pretrained.pretrained(rest) if scheme == "pretrained" else hugging_face.hugging_face(rest)
+        return dataclasses.replace(base, tags={"base.uri": base.uri, **base.tags})
     return _of_path(uri)
 
 

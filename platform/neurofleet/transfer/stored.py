@@ -98,9 +98,9 @@ def _remedy(weights: Path, folder: Path, lacking: Sequence[str]) -> str:
         found = [file for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
         if found:
             return _conversion(found[0])
-        others = [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("checkpoints/*.safetensors"))]
-        if others:
-            return f"a run that ended leaves its weights; to take others, base={others[-1]}"
+        checkpoints = sorted(folder.glob("checkpoints/*.safetensors"))
+        if checkpoints:
+            return f"a run leaves its weights when it has ended; its newest checkpoint is base={checkpoints[-1]}"
     if len(lacking) < 3:
         return (
             f"a run leaves them in {paths.home() / 'runs'}/ID, a release has them among its artifacts: "
