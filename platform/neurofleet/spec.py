@@ -39,7 +39,7 @@ from neurofleet.errors import DataError
 
 Kind = Literal["tabular", "categorical", "image", "sequence", "text", "environment"]
 Task = Literal["binary", "multiclass", "multilabel", "regression", "verification", "language", "control"]
-Tokenizer = Literal["", "words", "characters"]
+Tokenizer = Literal["", "words", "characters", "wordpieces"]
 
 RESERVED_TOKENS = 2  # 0 is padding, 1 an unknown token
 

