@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 FORMS = """\
-  models:/NAME/VERSION, models:/NAME/latest, models:/NAME@ALIAS   a registered model
-  runs:/ID                                                        a run
-  FOLDER, FILE.safetensors                                        a run's, a checkpoint of it
-  pretrained/NAME                                                 out of an installed package
-  hf/REPOSITORY, hf/FOLDER                                        as transformers loads it"""
+  models:/NAME/3, models:/NAME/latest, models:/NAME@ALIAS
+                                 a registered model
+  runs:/ID                       a run
+  FOLDER, FILE.safetensors       a run's, or a checkpoint of it
+  pretrained/NAME                out of an installed package
+  hf/REPOSITORY, hf/FOLDER       as transformers loads it"""
 
 
 def resolve(uri: str) -> Base:
@@ -94,7 +95,7 @@ def _near_run(run_id: str) -> str:
 
 def _of_path(uri: str) -> Base:
     path = Path(uri).expanduser()
-    if not path.exists():
+    if not uri or not path.exists():
         near = [str(one) for one in path.parent.glob("[!.]*")] if path.parent != Path(".") else []
         hint = f"; {nearest(str(path), near)}" if near else ""
         raise ConfigError(f"there is no base {uri!r}{hint}; a base is one of\n{FORMS}")
