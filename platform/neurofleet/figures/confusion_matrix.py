@@ -11,6 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 LARGEST_WITH_COUNTS = 30
 """with more classes than this a count no longer fits its cell; the shade alone tells"""
@@ -32,21 +33,32 @@ def confusion_matrix(
     from matplotlib.figure import Figure
 
     counts = count(targets, predictions, len(classes))
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    size = min(max(3.4, 0.52 * len(classes) + 1.6), 16.0)
+    size = side(len(classes))
     figure = Figure(figsize=(size + 0.9, size), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    image = draw_counts(axes, counts, classes, title=title, size=size)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.85, format="{x:.0%}")
+    figure.savefig(path)
+    return figure
+
+
+def side(num_classes: int) -> float:
+    """Inches that a matrix needs with its names."""
+    return min(max(3.4, 0.52 * num_classes + 1.6), 16.0)
+
+
+def draw_counts(axes: Axes, counts: np.ndarray, classes: Sequence[str], *, title: str, size: float) -> AxesImage:
+    """Draw counts [true class, predicted class] in `size` inches; returns what a colour bar needs."""
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     accuracy = np.trace(counts) / max(counts.sum(), 1)
     axes.set_title(f"{title}\naccuracy {accuracy:.2%} of {counts.sum():,} rows", fontsize="medium")
     _label(axes, classes, room=int((size - 1.3) / len(classes) / 0.085))
     if len(classes) <= LARGEST_WITH_COUNTS:
         _write_counts(axes, counts, shares)
-    figure.savefig(path)
-    return figure
+    return image
 
 
 def count(targets: Sequence[int], predictions: Sequence[int], num_classes: int) -> np.ndarray:
