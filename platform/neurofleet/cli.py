@@ -10,7 +10,7 @@ from neurofleet import paths
 from neurofleet.errors import ConfigError, exit_on_error, nearest
 
 GROUPS = {
-    "Run": ("train", "tune", "submit"),
+    "Run": ("train", "finetune", "tune", "submit"),
     "Data and models": ("data", "models"),
     "Platform": ("up", "status", "jobs", "down"),
 }
@@ -44,6 +44,13 @@ def neurofleet() -> None:
 def train(overrides: tuple[str, ...]) -> None:
     """Train a network here: neurofleet train family=cnn data=mnist5k"""
     _script("train", overrides)
+
+
+@neurofleet.command(context_settings=RAW, add_help_option=False)
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def finetune(overrides: tuple[str, ...]) -> None:
+    """Start from a trained network: neurofleet finetune base=models:/mnist5k-cnn/1 data=digits"""
+    _script("finetune", overrides)
 
 
 @neurofleet.command(context_settings=RAW, add_help_option=False)

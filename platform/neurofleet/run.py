@@ -28,6 +28,7 @@ from neurofleet.data import EnvironmentDataModule, ParquetDataModule
 from neurofleet.errors import ConfigError, nearest
 from neurofleet.experiment import Experiment
 from neurofleet.families._base import Family
+from neurofleet.progress import Bar, Progress
 from neurofleet.steps import Batch
 from neurofleet.supply import Supply
 from neurofleet.supply import supply as make_supply
@@ -56,10 +57,7 @@ class Plan:
     data: ParquetDataModule | EnvironmentDataModule
     family: Family
     supply: Supply
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.family.parameters())
+    num_parameters: int
 
 
 def plan(experiment: Experiment, data: ParquetDataModule | EnvironmentDataModule | None = None) -> Plan:
@@ -74,7 +72,10 @@ def plan(experiment: Experiment, data: ParquetDataModule | EnvironmentDataModule
         raise ConfigError("trainer.accelerator=gpu needs a CUDA device, and this machine has none; use auto or cpu")
     data = data or experiments.build_data(experiment)
     dtype = DTYPES[config.precision]
-    family = experiments.build_family(experiment, data.spec).to(dtype)
+    family = experiments.build_family(experiment, data.spec)
+    family.begin(experiment["seed"])
+    family.to(dtype)
+    num_parameters = sum(parameter.numel() for parameter in family.parameters())
     supply = make_supply(data, family, dtype)
     if config.early_stopping is not None:
         monitor, known = config.early_stopping["monitor"], [f"val/{name}" for name in family.score_names]
@@ -92,7 +93,7 @@ def plan(experiment: Experiment, data: ParquetDataModule | EnvironmentDataModule
     if experiment["launcher"].get("strategy") == "fsdp":
         workers.need_shardable(family)
     family.automatic_optimization = False
-    return Plan(experiment, config, data, family, supply)
+    return Plan(experiment, config, data, family, supply, num_parameters)
 
 
 def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, resume: bool = False) -> Result:
@@ -124,8 +125,9 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
     with contextlib.closing(planned.supply), threads(planned.config.num_threads), workers.quiet_lightning():
         stopper = _stopper(planned.config)
         trainer = workers.trainer(workers.device_type(planned.config, group), planned.config.precision, stopper, group)
-        watch = _watch(planned, folder, tracker, stopper, trainer.strategy.root_device, group)
         family = planned.family.to(trainer.strategy.root_device)
+        _settle(planned, group)
+        watch = _watch(planned, folder, tracker, stopper, family.device, group)
         family.start_together(watch.loader.tensors)
         if group.size > 1 and experiment["launcher"].get("strategy") == "fsdp":
             workers.shard(family, group)
@@ -141,6 +143,23 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
         tracker.log_many([(watch.step, watch.step / watch.loader.steps_per_epoch, test)])
     _leave(folder, planned, watch)
     return Result(metrics, folder, num_parameters, watch.step, time.monotonic() - began)
+
+
+def _settle(planned: Plan, group: Group) -> None:
+    """Do what is done once, under a bar of its own: a large backbone takes longer over it than the training takes."""
+    device = planned.family.device
+    if not planned.family.settled or not group.is_writer:
+        planned.supply.settle(device, lambda *_: None)
+        return
+    began: dict[str, float] = {}
+    with Bar("features") as bar:
+
+        def report(stage: str, done: int, whole: int) -> None:
+            seconds = time.monotonic() - began.setdefault(stage, time.monotonic())
+            eta = seconds * (whole - done) / done
+            bar.update(Progress(done, whole, 0, planned.config.max_epochs, eta, {}), force=done == whole)
+
+        planned.supply.settle(device, report)
 
 
 def _need_same(experiment: Experiment, folder: Path) -> None:
@@ -214,7 +233,7 @@ def _leave(folder: Path, planned: Plan, watch: Watch) -> None:
     """What a run leaves behind for figures, releases and readers, what is dearest first; every worker helps, since
     weights may be sharded."""
     family = planned.family.eval()
-    weights = checkpoint.gathered(family.state_dict())
+    weights = family.released(checkpoint.gathered(family.state_dict()))
     if watch.writer:
         checkpoint.save_weights(folder / "weights.safetensors", weights)
         checkpoint.write(folder / "history.json", json.dumps(watch.history).encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from neurofleet.loaders import ChunkLoader, HeldOut, Loader
 from neurofleet.steps import Batch
 
 EVALUATION_ROWS = 512  # in a batch of held-out rows, at least
+SETTLED_ROWS = 64  # at a time: a backbone may need much memory for each
 EXHIBITED_ROWS = 2048  # as many test rows as a family gets to see for its figures
 
 Tensors = Mapping[str, Tensor]
@@ -45,6 +46,9 @@ class Supply(ABC):
     def leave(self, loader: Loader, history: Sequence[dict[str, float]], *, exhibit: bool) -> tuple[Tensors, Exhibits]:
         """What the trained family says of test data, and what there is to look at if `exhibit`."""
 
+    def settle(self, device: torch.device, report: Callable[[str, int, int], None]) -> None:  # noqa: B027
+        """Do once what never changes in training (see `Family.settle`); report: stage, rows done, rows in all."""
+
     def close(self) -> None:  # noqa: B027  most have nothing to do
         """Give back what training and evaluation held open."""
 
@@ -57,10 +61,42 @@ class RowSupply(Supply):
         rows = {stage: len(data.rows(stage).targets) for stage in ("train", "val", "test")}
         self.validates = rows["val"] > 0
         self.steps_per_epoch = -(-rows["train"] // data.batch_size)
+        if family.settled_key is not None:
+            family.settle_down()
 
     def tensors(self, stage: str, device: torch.device) -> Batch:
-        rows = self.data.rows(stage)
-        return tuple(tensor.to(device, self.dtype if tensor.is_floating_point() else None) for tensor in rows)
+        inputs, targets = self.raw(stage, device)
+        if self.family.settled:
+            key = f"{self.family.settled_key} {stage}"
+            if key not in self.data.settled:
+                self._settle(stage, inputs, lambda *_: None)
+            inputs = self.data.settled[key].to(device)
+        return inputs, targets
+
+    def raw(self, stage: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inputs and targets as they are, whatever the family makes of them."""
+        inputs, targets = (
+            tensor.to(device, self.dtype if tensor.is_floating_point() else None) for tensor in self.data.rows(stage)
+        )
+        return inputs, targets
+
+    def settle(self, device: torch.device, report: Callable[[str, int, int], None]) -> None:
+        for stage in ("train", "val", "test") if self.family.settled else ():
+            if f"{self.family.settled_key} {stage}" not in self.data.settled:
+                self._settle(stage, self.raw(stage, device)[0], report)
+
+    @torch.no_grad()
+    def _settle(self, stage: str, inputs: Tensor, report: Callable[[str, int, int], None]) -> None:
+        was_training = self.family.training
+        self.family.eval()
+        parts = []
+        for begin in range(0, len(inputs), SETTLED_ROWS):
+            parts.append(self.family.settle(inputs[begin : begin + SETTLED_ROWS]))
+            report(stage, begin + len(parts[-1]), len(inputs))
+        if not parts:
+            parts.append(self.family.settle(inputs))
+        self.data.settled[f"{self.family.settled_key} {stage}"] = torch.cat(parts)
+        self.family.train(was_training)
 
     def loader(self, device: torch.device, **settings: Any) -> Loader:
         return ChunkLoader(self.tensors("train", device), batch_size=self.data.batch_size, **settings)
@@ -76,6 +112,9 @@ class RowSupply(Supply):
         inputs, targets = self.tensors("test", self.family.device)
         outputs = torch.cat([self.family(batch) for batch in inputs.split(EVALUATION_ROWS)])
         shown = self.family.exhibits((inputs[:EXHIBITED_ROWS], targets[:EXHIBITED_ROWS])) if exhibit else {}
+        if self.family.settled and "worst_mistakes" in shown:  # they are looked at as they came
+            raw, _ = self.raw("test", self.family.device)
+            shown["worst_mistakes"]["inputs"] = raw[shown["worst_mistakes"]["rows"]]
         # What a family calls by names of its own is no prediction of the targets, whatever its width.
         name = "outputs" if self.family.output_names is None else "named_outputs"
         return {name: outputs, "targets": targets}, shown

@@ -22,7 +22,7 @@ from neurofleet.experiment.check import (
     load,
     save,
 )
-from neurofleet.experiment.compose import compose, explained, from_config
+from neurofleet.experiment.compose import compose, composed, explained, from_config, plain
 from neurofleet.experiment.space import Dimension, Space, grid_size
 from neurofleet.experiment.sweep import Composer
 
@@ -40,6 +40,7 @@ __all__ = [
     "check",
     "check_search",
     "compose",
+    "composed",
     "data_name",
     "digest",
     "explained",
@@ -48,5 +49,6 @@ __all__ = [
     "from_config",
     "grid_size",
     "load",
+    "plain",
     "save",
 ]

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from neurofleet import paths
 from neurofleet.errors import ConfigError, MismatchError, NeurofleetError, nearest
 from neurofleet.experiment.check import TARGETS, Experiment, check_target
 from neurofleet.spec import DataSpec
@@ -96,7 +97,15 @@ def _check_type(where: str, value: Any, hint: Any) -> None:
 
 
 def build_data(experiment: Experiment) -> ParquetDataModule:
-    return build(experiment["data"], "data")
+    """The data of an experiment; texts are cut up as the base has learnt to read, where the family starts from one."""
+    data: ParquetDataModule = build(experiment["data"], "data")
+    family = experiment["family"]
+    if family.get("encoder_spec", {}).get("kind") == "text":
+        path = paths.home() / "bases" / family["base"]["sha256"] / "spec.json"
+        if not path.is_file():
+            raise ConfigError(f"the base {family['base']['uri']} needs to lie in {path.parent}; fine-tune from it again")
+        data.speak(DataSpec.load(path))
+    return data
 
 
 def build_family(experiment: Experiment, spec: DataSpec) -> Family:

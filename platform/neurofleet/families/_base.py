@@ -88,6 +88,7 @@ class Family(pl.LightningModule, ABC):
         self.spec = spec
         self._recipe: Recipe | None = None
         self.last_chunk: ChunkResult | None = None
+        self.settled = False  # whether inputs come as `settle` has left them
         self._totals: dict[str, dict[str, Tensor]] = {}  # of held-out rows, by stage
         self._new_buffers: Mapping[str, Tensor] = {}  # of the step that Lightning's own optimization is taking
 
@@ -122,6 +123,9 @@ class Family(pl.LightningModule, ABC):
         """Dotted names of modules, parameters and buffers that `features` never reads, and works without."""
         return ()
 
+    def begin(self, seed: int) -> None:  # noqa: B027  most have nothing to fetch
+        """Fetch the weights that the config names, and what else training is to begin with; once, before it."""
+
     def start(self, batch: Batch) -> None:
         """Set the weights that training starts from, given the training rows; without it they are the constructor's.
 
@@ -129,6 +133,23 @@ class Family(pl.LightningModule, ABC):
         A resumed run calls it too, before it puts its own weights back: so what a family keeps of the rows outside of
         its weights (a siamese network's references) is there again.
         """
+
+    @property
+    def settled_key(self) -> str | None:
+        """None, or that `settle` may be called once for all; equal where it gives the same for the same rows."""
+        return None
+
+    def settle_down(self) -> None:
+        """From now on inputs come as `settle` leaves them."""
+        self.settled = True
+
+    def settle(self, inputs: Tensor) -> Tensor:
+        """What of the network's work on inputs [B, *spec.shape] never changes in training, done."""
+        return inputs
+
+    def released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors of the state dict as a new network of the same config takes them."""
+        return dict(state)
 
     def start_together(self, batch: Batch) -> None:
         """`start`, after which all workers have the first one's weights: each may have seen other rows, and on a GPU

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,10 +33,14 @@ ARTIFACTS = ("experiment.yaml", "spec.json", "history.json", "weights.safetensor
 
 
 @contextlib.contextmanager
-def recorded(planned: Plan, *, resume: str | None = None) -> Iterator[tuple[Tracker, Path]]:
+def recorded(
+    planned: Plan, *, resume: str | None = None, pipeline: str = "train", tags: Mapping[str, str] | None = None
+) -> Iterator[tuple[Tracker, Path]]:
     """A tracker, and the folder of its run; the run ends FINISHED, KILLED (a signal) or FAILED with this context.
 
-    resume: the id of a run that goes on, or None for a new one
+    resume:   the id of a run that goes on, or None for a new one
+    pipeline: by which it goes on after it was cut
+    tags:     of a new run, beside those that follow from its experiment
     """
     experiment, spec, data = planned.experiment, planned.data.spec, planned.data
     with contextlib.ExitStack() as held:
@@ -44,7 +48,7 @@ def recorded(planned: Plan, *, resume: str | None = None) -> Iterator[tuple[Trac
             tracker = Tracker.start(
                 experiment=experiments.data_name(experiment),
                 run_name=run_name(experiment),
-                tags=_tags(planned),
+                tags=_tags(planned) | dict(tags or {}),
                 params=experiment,
             )
         else:  # before the run shows as going on
@@ -54,7 +58,9 @@ def recorded(planned: Plan, *, resume: str | None = None) -> Iterator[tuple[Trac
 
         def remedy() -> str:
             resumable = (folder / "checkpoints" / "index.json").is_file()
-            return f"to go on from the last checkpoint: neurofleet train resume={tracker.run_id}" if resumable else ""
+            return (
+                f"to go on from the last checkpoint: neurofleet {pipeline} resume={tracker.run_id}" if resumable else ""
+            )
 
         held.enter_context(ending(tracker, remedy))
         if resume is None:

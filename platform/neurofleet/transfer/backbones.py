@@ -11,8 +11,9 @@ Shape suffixes: B batch, T steps or tokens, C channels, F features.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -140,6 +141,7 @@ class HuggingFace(Backbone):
         self.net: Any = _built(settings)
         if any(True for _ in getattr(self.net, "pooler", nn.Identity()).parameters()):
             self.net.pooler = nn.Identity()  # behind the states that are pooled here
+        self._causal = any(getattr(module, "is_causal", False) for module in self.net.modules())
         if spec.kind == "text":
             self._padding, self._unknown = self._special_ids(settings)
         self.train()
@@ -154,8 +156,9 @@ class HuggingFace(Backbone):
 
     def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         if self.spec.kind == "image":
-            return self._pooled(self.net(pixel_values=inputs).last_hidden_state, None)
-        if torch._C._functorch.peek_interpreter_stack() is not None or torch.compiler.is_compiling():
+            with self._attention():
+                return self._pooled(self.net(pixel_values=inputs).last_hidden_state, None)
+        if _within_func() or torch.compiler.is_compiling():
             return self._of_texts(inputs)
         if torch.is_grad_enabled():
             return self._of_texts(_trimmed(inputs))
@@ -168,7 +171,27 @@ class HuggingFace(Backbone):
         there_BT = inputs != 0
         ids_BT = torch.where(inputs >= RESERVED_TOKENS, inputs - RESERVED_TOKENS, self._unknown)
         ids_BT = torch.where(there_BT, ids_BT, self._padding)
-        return self._pooled(self.net(input_ids=ids_BT, attention_mask=there_BT.long()).last_hidden_state, there_BT)
+        mask = self._whole_mask(there_BT) if _within_func() else there_BT.long()
+        with self._attention():
+            return self._pooled(self.net(input_ids=ids_BT, attention_mask=mask).last_hidden_state, there_BT)
+
+    def _whole_mask(self, there_BT: Tensor) -> Tensor:
+        """What transformers makes of a mask of tokens, [B, 1, T, T], without a look at its values."""
+        length = there_BT.shape[1]
+        seen_TT = torch.ones(length, length, dtype=torch.bool, device=there_BT.device)
+        seen = there_BT[:, None, None, :] & (seen_TT.tril() if self._causal else seen_TT)
+        return torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+
+    @contextlib.contextmanager
+    def _attention(self) -> Iterator[None]:
+        """Within torch.func attention is written out: torch's own function has no rule for `torch.func.vmap`."""
+        settings = self.net.config
+        before = settings._attn_implementation
+        settings._attn_implementation = "eager" if _within_func() else before
+        try:
+            yield
+        finally:
+            settings._attn_implementation = before
 
     def _pooled(self, states: Tensor, there_BT: Tensor | None) -> Tensor:
         if states.ndim == 4:  # a map of channels [B, C, H, W]
@@ -179,6 +202,10 @@ class HuggingFace(Backbone):
             return states.mean(dim=1)
         weights_BT1 = there_BT.to(states.dtype).unsqueeze(2)
         return (states * weights_BT1).sum(dim=1) / weights_BT1.sum(dim=1).clamp(min=1)
+
+
+def _within_func() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _trimmed(inputs: Tensor) -> Tensor:

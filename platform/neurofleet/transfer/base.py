@@ -7,10 +7,9 @@ the same start wherever and however often it is started, and is refused another 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -51,13 +50,14 @@ def keep(base: Base) -> str:
     if not path.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            base.spec.save(folder / "spec.json")  # a text's vocabulary is too long for an experiment
             checkpoint.write(path, payload)
-            checkpoint.write(folder / "base.json", json.dumps({"uri": base.uri, "name": base.name}).encode())
         except OSError as error:
             raise CheckpointError(f"cannot keep the base in {path}: {error}; free space or mend the folder") from error
     return digest
 
 
+@functools.lru_cache(maxsize=1)  # the trials of a study start from the same
 def weights(digest: str, uri: str) -> dict[str, Tensor]:
     """The weights that were kept under a digest.
 

@@ -50,11 +50,8 @@ def stored(place: Path, *, uri: str, name: str = "", tags: Mapping[str, str] | N
     spec, weights = _spec(folder / SPEC), read(weights_file)
     family = experiment["family"]
     if family.get("_target_") == FINETUNED:
-        lacking = [key for key in ("encoder", "encoder_spec") if not isinstance(family.get(key), Mapping)]
-        if lacking:
-            raise ConfigError(f"{folder / EXPERIMENT} needs family.{lacking[0]} of a fine-tuned network, and lacks it")
-        encoder, spec = family["encoder"], _described(family["encoder_spec"], folder / EXPERIMENT)
-        weights = {key.removeprefix(ENCODER): value for key, value in weights.items() if key.startswith(ENCODER)}
+        encoder, spec = _encoder_of(family, spec, folder / EXPERIMENT)
+        weights = _weights_of_encoder(weights, weights_file, family)
     else:
         encoder = family
     found = {"base.uri": uri, "base.data": experiments.data_name(experiment)}
@@ -160,11 +157,30 @@ def _spec(file: Path) -> DataSpec:
         raise ConfigError(f"{file} needs to hold the spec of the data that a network was trained on: {error}") from None
 
 
-def _described(values: Mapping[str, Any], file: Path) -> DataSpec:
+def _encoder_of(family: Mapping[str, Any], spec: DataSpec, file: Path) -> tuple[Mapping[str, Any], DataSpec]:
+    """Config and spec of a fine-tuned network's encoder."""
+    from neurofleet.transfer.finetuned import as_spec
+
+    for key in ("encoder", "encoder_spec"):
+        if not isinstance(family.get(key), Mapping):
+            raise ConfigError(f"{file} needs family.{key} of a fine-tuned network, got {family.get(key)!r}")
     try:
-        return DataSpec.from_dict(values)
-    except (ValueError, TypeError, DataError) as error:
+        return family["encoder"], as_spec(family["encoder_spec"], spec)
+    except (KeyError, ValueError, TypeError, DataError) as error:
         raise ConfigError(f"{file} needs a DataSpec as family.encoder_spec: {error}") from None
+
+
+def _weights_of_encoder(weights: Mapping[str, Tensor], file: Path, family: Mapping[str, Any]) -> dict[str, Tensor]:
+    found = {name.removeprefix(ENCODER): value for name, value in weights.items() if name.startswith(ENCODER)}
+    adapted = any(".base_layer." in name for name in found)
+    if adapted or not found:  # a checkpoint, in which adapters stand beside the weights, or what stays is left out
+        why = "it holds adapters that are not merged yet" if adapted else "it holds the head alone"
+        uri = (family.get("base") or {}).get("uri", "models:/NAME/VERSION")
+        raise ConfigError(
+            f"a base needs the weights of its encoder, and {file} has none that stand alone: {why}; take what the run "
+            f"left when it ended, base=runs:/ID, or what it began with, base={uri}"
+        )
+    return found
 
 
 class Comparison(NamedTuple):

@@ -1,0 +1,307 @@
+"""Finetuned: a network that learns a new task on an encoder, which mostly knows something already.
+
+    outputs = head(encoder.features(bridge(inputs)))
+
+The encoder is a family's network or a packaged backbone, without what follows its features; the head is new.  What of
+the encoder learns, and when, is the method (see `methods`).  Where none of it does, features are computed once, and an
+epoch costs what the head costs.
+
+Against overfitting, beside the head's dropout: `l2_sp` holds the encoder to where it started (Li, Grandvalet and
+Davoine 2018, "Explicit inductive bias for transfer learning with convolutional networks"); `mixup` trains the head
+between rows (Zhang et al. 2018, on features as in Verma et al. 2019, "Manifold mixup").  A row's partner is drawn from
+all training rows by (seed, step, row), so that a result does not depend on how rows are shared among workers.
+
+Shape suffixes: B batch, F features, N training rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from neurofleet import counter
+from neurofleet.errors import ConfigError
+from neurofleet.families._base import Objective
+from neurofleet.families._inner import StartsFromInputs
+from neurofleet.families._layers import Dropout, RandomAffine
+from neurofleet.families._supervised import SupervisedFamily
+from neurofleet.spec import DataSpec
+from neurofleet.steps import Batch, Context
+from neurofleet.transfer import adapters, base, methods
+from neurofleet.transfer.bridge import STATISTICS, Bridge
+
+AFFINE_SITE, PARTNER_SITE, SHARE_SITE, HEAD_SITE = range(5000, 5004)  # beyond those of any encoder
+MEASURED_ROWS = 2  # as few as show what an encoder gives
+
+
+class _Features(nn.Module):
+    """What an encoder makes of inputs as a forward, for `functional_call`."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, inputs: Tensor, context: Context | None) -> Tensor:
+        return self.encoder.features(inputs, context)  # type: ignore[operator]
+
+
+class Finetuned(SupervisedFamily):
+    """An encoder and a head.
+
+    In: [B, *spec.shape].  Out: [B, spec.num_outputs] logits or values.
+    Loss: by task, see `neurofleet.families._supervised`; and `l2_sp` / 2 times the squared distance from the start.
+
+    encoder:         a family or a backbone, built for data of `encoder_spec`
+    encoder_spec:    a DataSpec as a dict; a text's vocabulary is that of `spec`
+    base:            `uri` and `sha256` of the weights to start from
+    random_start:    take the base's architecture alone, as the control of a fine-tuning does
+    statistics:      data or base, see `bridge`
+    method:          frozen, full, probe_then_full, gradual, lora or ia3, see `methods`
+    share:           of training, after which all of the encoder learns (probe_then_full, gradual)
+    layer_decay:     factor on the learning rate from each block of the encoder to the one below it; the head has 1
+                     (discriminative rates, Howard and Ruder 2018)
+    rank:            of the updates of lora
+    l2_sp:           weight of the squared distance of the encoder's parameters from their start
+    mixup:           the most that another row may have in one, in [0, 0.5]
+    hidden:          units of the head's hidden layers; empty for a linear head
+    dropout:         rate before each layer of the head
+    label_smoothing: of classification, in training
+    augmentation:    of images: degrees, scale, translation of random affine distortions in training; zeros for none
+    """
+
+    shardable = False
+    kinds: ClassVar[frozenset[str]] = frozenset({"tabular", "categorical", "image", "sequence", "text"})
+
+    def __init__(
+        self,
+        *,
+        spec: DataSpec,
+        encoder: Callable[..., Any],
+        encoder_spec: Mapping[str, Any],
+        base: Mapping[str, str],
+        random_start: bool,
+        statistics: str,
+        method: str,
+        share: float,
+        layer_decay: float,
+        rank: int,
+        l2_sp: float,
+        mixup: float,
+        hidden: list[int],
+        dropout: float,
+        label_smoothing: float,
+        augmentation: Mapping[str, float],
+    ) -> None:
+        super().__init__(spec=spec, label_smoothing=label_smoothing)
+        methods.check(method, share)
+        self._check(statistics, layer_decay, rank, l2_sp, mixup, hidden)
+        self.base, self.random_start, self.method = base, random_start, method
+        self.layer_decay, self.rank = layer_decay, rank
+        self.l2_sp, self.mixup = l2_sp, mixup
+        self.encoder_spec = as_spec(encoder_spec, spec)
+        self.bridge = Bridge(spec, self.encoder_spec, statistics)
+        self.encoder = encoder(spec=self.encoder_spec)
+        self.dropped = drop_heads(self.encoder)
+        self._features = (_Features(self.encoder),)  # in a tuple: its parameters stand in `encoder` already
+        num_features = self._try_encoder().shape[1]
+        self.blocks = methods.blocks(self.encoder, self._try_encoder)
+        self.thaws = methods.thaws(method, share, len(self.blocks))
+        if method == "frozen":
+            self.encoder.requires_grad_(False)
+        sizes = [num_features, *hidden]
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
+        self.dropouts = nn.ModuleList(Dropout(dropout, HEAD_SITE + index) for index in range(len(sizes)))
+        self.readout = nn.Linear(sizes[-1], spec.num_outputs)
+        self.distort = RandomAffine.from_config(augmentation, spec, site=AFFINE_SITE)
+        self._settles = method == "frozen" and not any(augmentation.values())
+        self._random_start = ""
+        self._rows: Batch | None = None  # to mix with
+        self._start: dict[str, Tensor] = {}
+
+    @staticmethod
+    def _check(statistics: str, layer_decay: float, rank: int, l2_sp: float, mixup: float, hidden: list[int]) -> None:
+        if statistics not in STATISTICS:
+            raise ConfigError(f"family.statistics needs one of {', '.join(STATISTICS)}, got {statistics!r}")
+        if not 0 < layer_decay <= 1:
+            raise ConfigError(f"family.layer_decay needs 0 < layer_decay <= 1, got {layer_decay}")
+        if rank < 1 or any(units < 1 for units in hidden):
+            raise ConfigError(f"family.rank and family.hidden need at least 1, got rank={rank}, hidden={list(hidden)}")
+        if not l2_sp >= 0:
+            raise ConfigError(f"family.l2_sp needs a number of at least 0, got {l2_sp}")
+        if not 0 <= mixup <= 0.5:
+            raise ConfigError(f"family.mixup needs 0 <= mixup <= 0.5, got {mixup}")
+
+    @torch.no_grad()
+    def _try_encoder(self) -> Tensor:
+        """Features of as few rows as will do; raises ConfigError where the encoder has none."""
+        spec = self.encoder_spec
+        indices = spec.kind in ("text", "categorical")
+        parameter = next(self.encoder.parameters())
+        rows = torch.zeros(MEASURED_ROWS, *spec.shape, dtype=torch.int64 if indices else parameter.dtype)
+        return self._features[0]((rows + (spec.kind == "text")).to(parameter.device), None)
+
+    # Where it starts.
+
+    def begin(self, seed: int) -> None:
+        self._random_start = f"random {seed}"
+        if not self.random_start:
+            found = base.weights(self.base["sha256"], self.base["uri"])
+            expected = self.encoder.state_dict()
+            lacking = sorted(set(expected) - set(found))
+            unknown = sorted(set(found) - set(expected) - set(self.dropped))
+            misfit = [name for name in expected if name in found and found[name].shape != expected[name].shape]
+            if lacking or unknown or misfit:
+                raise ConfigError(
+                    f"the base {self.base['uri']} needs the weights of its encoder; lacking {_some(lacking)}, unknown "
+                    f"{_some(unknown)}, of other sizes {_some(misfit)}; take a base that belongs to its experiment"
+                )
+            self.encoder.load_state_dict({name: found[name] for name in expected})
+        if self.method in methods.ADAPTERS:
+            adapters.put_in(self.encoder, self.method, rank=self.rank, seed=seed, run=self._try_encoder)
+        if self.l2_sp:
+            learning = [item for item in self.encoder.named_parameters() if item[1].requires_grad]
+            self._start = {name: parameter.detach().clone() for name, parameter in learning}
+
+    def start(self, batch: Batch) -> None:
+        if self.random_start and isinstance(self.encoder, StartsFromInputs) and not self.settled:
+            self.encoder.start_from(self.bridge(batch[0]))
+        self._rows = batch if self.mixup else None
+
+    def origins(self) -> tuple[dict[str, Tensor], dict[str, torch.Size], dict[str, Tensor]]:
+        """Tensors that came with the base, the shapes of those of it that were dropped, and new tensors, by name."""
+        state = self._features[0].state_dict() | self.state_dict()
+        kept = {name: tensor for name, tensor in state.items() if name.startswith("encoder.") and not self.random_start}
+        new = {name: tensor for name, tensor in state.items() if name not in kept}
+        return kept, {f"encoder.{name}": shape for name, shape in self.dropped.items()}, new
+
+    def released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self.method in methods.ADAPTERS:
+            return adapters.merged(self.encoder, state, "encoder.")
+        return {**state, **self._features[0].state_dict()}  # where the encoder has left the modules
+
+    # What is computed once.
+
+    @property
+    def settled_key(self) -> str | None:
+        if not self._settles:
+            return None
+        start = self._random_start if self.random_start else self.base["sha256"]
+        return f"{start} {self.bridge.steps} {self.readout.weight.dtype}"
+
+    def settle_down(self) -> None:
+        """The encoder leaves the modules: neither checkpoints nor stacks of trials need copies of it."""
+        super().settle_down()
+        del self.encoder
+
+    def settle(self, inputs: Tensor) -> Tensor:
+        self._features[0].to(inputs.device)
+        return self._embed(inputs, None)
+
+    # The network.
+
+    def _embed(self, inputs: Tensor, context: Context | None) -> Tensor:
+        """[B, *spec.shape] -> [B, F]; parameters whose turn has not come yet are constants."""
+        training = context is not None and context.training
+        progress = context.progress if context is not None and training else 0.0
+        waiting = [names for names, thaw in zip(self.blocks, self.thaws, strict=True) if thaw > progress]
+        bridged = self.bridge(inputs)
+        if self.method in methods.ADAPTERS or not training or not waiting:
+            return self._features[0](bridged, context if training else None)
+        if len(waiting) == len(self.blocks):
+            with torch.no_grad():  # as long as none of it learns, it is the encoder that it will be at serving time
+                return self._features[0](bridged, None)
+        parameters = dict(self.encoder.named_parameters())
+        constants = {f"encoder.{name}": parameters[name].detach() for names in waiting for name in names}
+        return functional_call(self._features[0], constants, (bridged, context))
+
+    def _answer(self, features_BF: Tensor, context: Context | None) -> Tensor:
+        for layer, dropout in zip(self.layers, self.dropouts[:-1], strict=True):
+            features_BF = F.relu(layer(dropout(features_BF, context)))
+        return self.readout(self.dropouts[-1](features_BF, context))
+
+    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        return inputs if self.settled else self._embed(inputs, context)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return ("layers", "dropouts", "readout")
+
+    def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+        return self._answer(self.features(inputs, context), context)
+
+    def augment(self, inputs: Tensor, context: Context) -> Tensor:
+        return inputs if self.settled else self.distort(inputs, context)
+
+    # The learning rule.
+
+    def objective(self, batch: Batch, context: Context) -> Objective:
+        mixes = self.mixup > 0 and context.training
+        objective = self._mixed(batch, context) if mixes else super().objective(batch, context)
+        if not (self._start and context.training):
+            return objective
+        parameters = dict(self.encoder.named_parameters())
+        distance = sum(
+            (parameters[name] - start.to(parameters[name])).square().sum() for name, start in self._start.items()
+        )
+        return dataclasses.replace(objective, loss=objective.loss + 0.5 * self.l2_sp * distance)
+
+    def _mixed(self, batch: Batch, context: Context) -> Objective:
+        if self._rows is None:
+            raise ConfigError("family.mixup needs the training rows to mix with; call family.start(rows)")
+        inputs, targets = batch
+        draws_B = counter.uniform(context.key(PARTNER_SITE), context.rows, ())
+        partners_B = (draws_B * len(self._rows[1])).long()
+        # One pass for both.  Partners have rows of their own, below zero, so that they draw apart from the batch.
+        joint = dataclasses.replace(context, rows=torch.cat([context.rows, -1 - context.rows]))
+        both = self.augment(torch.cat([inputs, self._rows[0][partners_B]]), joint)
+        own, other = self.features(both, joint).chunk(2)
+        share = self.mixup * counter.uniform(context.key(SHARE_SITE), torch.zeros_like(context.rows[:1]), ()).to(
+            own.dtype
+        )
+        outputs = self._answer(own + share * (other - own), context)
+        losses = self.loss(outputs, targets, context), self.loss(outputs, self._rows[1][partners_B], context)
+        loss = (losses[0] + share * (losses[1] - losses[0])).squeeze()
+        return Objective(loss, self._quick_metrics(outputs, targets) if context.measure else {})
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        if self.layer_decay == 1:
+            return super().make_optimizer()
+        names = dict(self.encoder.named_parameters())
+        learning = [
+            [names[name] for name in block if names[name].requires_grad] for block in self.blocks if block[0] in names
+        ]
+        encoder = {id(one) for block in learning for one in block}
+        head = [one for one in self.parameters() if one.requires_grad and id(one) not in encoder]
+        groups = [(head, 1.0)] + [
+            (block, self.layer_decay**depth) for depth, block in enumerate(reversed(learning), start=1) if block
+        ]
+        optimizer = self.recipe.optimizer([{"params": block} for block, _ in groups])  # type: ignore[misc]
+        for group, (_, factor) in zip(optimizer.param_groups, groups, strict=True):
+            group["lr"] = group["initial_lr"] = group["lr"] * factor
+        return optimizer
+
+
+def as_spec(values: Mapping[str, Any], spec: DataSpec) -> DataSpec:
+    """An encoder's spec; the vocabulary of a text, which is long, stands in the data's spec alone."""
+    vocabulary = {"vocabulary": list(spec.vocabulary)} if values["kind"] == "text" else {}
+    return DataSpec.from_dict({**values, **vocabulary})
+
+
+def drop_heads(encoder: nn.Module) -> dict[str, torch.Size]:
+    """Delete what of an encoder's network follows its features; the shapes of its parameters and buffers."""
+    before = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
+    for name in encoder.heads:  # type: ignore[union-attr]
+        *place, last = name.split(".")
+        delattr(encoder.get_submodule(".".join(place)), last)
+    return {name: shape for name, shape in before.items() if name not in encoder.state_dict()}
+
+
+def _some(names: list[str]) -> str:
+    return (", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")) or "none"

@@ -1,0 +1,120 @@
+"""Which part of an encoder learns, and when: blocks of its parameters from the input to the features.
+
+frozen           never: the head learns on features that are computed once (a linear probe)
+full             all of it, from the first step
+probe_then_full  the head alone at first, then all of it (LP-FT: Kumar et al. 2022, "Fine-tuning can distort
+                 pretrained features and underperform out-of-distribution")
+gradual          the head alone at first, then block after block from the top (ULMFiT: Howard and Ruder 2018)
+lora, ia3        low-rank updates (Hu et al. 2022) or rescaled activations (Liu et al. 2022) beside weights that stay,
+                 by peft; merged into the weights when training is over
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import nn
+
+from neurofleet.errors import ConfigError, nearest
+from neurofleet.spec import DataSpec
+
+METHODS = ("frozen", "full", "probe_then_full", "gradual", "lora", "ia3")
+ADAPTERS = ("lora", "ia3")
+FEW_ROWS = 64  # of each class, or in each tenth of a regression's targets
+MANY_PARAMETERS = 1_000_000  # of an encoder
+
+
+def check(method: str, share: float) -> None:
+    if method not in METHODS:
+        raise ConfigError(f"family.method needs a known method, got {method!r}; {nearest(method, METHODS)}")
+    if not 0 <= share < 1:
+        raise ConfigError(f"family.share is a part of training and needs 0 <= share < 1, got {share}")
+
+
+def choose(spec: DataSpec, num_parameters: int) -> tuple[str, str]:
+    """The method for so many rows and such an encoder, and the reason."""
+    num_groups = max(len(spec.classes), 1) if spec.task in ("binary", "multiclass") else 10
+    rows = spec.num_rows["train"] / num_groups
+    each = "a class" if spec.task in ("binary", "multiclass") else "in each tenth of the targets"
+    if rows <= FEW_ROWS:
+        return (
+            "frozen",
+            f"{rows:.0f} rows {each} are few: features that stay cannot be overfitted, only the head learns",
+        )
+    if num_parameters > MANY_PARAMETERS:
+        return "lora", (
+            f"{rows:.0f} rows {each} can move an encoder, but {num_parameters / 1e6:.1f} M parameters would cost much "
+            "and forget: low-rank updates learn, the weights stay"
+        )
+    return "probe_then_full", (
+        f"{rows:.0f} rows {each} are enough for all {num_parameters:,} parameters; the head learns first, so that a "
+        "random one does not spoil the features"
+    )
+
+
+def thaws(method: str, share: float, num_blocks: int) -> list[float]:
+    """When in training, by progress in [0, 1], each block begins to learn; infinity for never.  The last block is the
+    one next to the head."""
+    match method:
+        case "full":
+            return [0.0] * num_blocks
+        case "probe_then_full":
+            return [share] * num_blocks
+        case "gradual":
+            return [share * (num_blocks - index) / num_blocks for index in range(num_blocks)]
+        case _:
+            return [math.inf] * num_blocks
+
+
+def blocks(module: nn.Module, run: Callable[[], object]) -> list[list[str]]:
+    """Names of the module's parameters, divided as its layers are, in the order in which `run()` uses these.
+
+    A block is a layer of a list (`layers.0`, `encoder.layer.3`) or what else has a name; what holds vectors alone, as
+    norms do, belongs to the block before it.
+    """
+    called: dict[str, int] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            called.setdefault(name, len(called))
+
+        return hook
+
+    handles = [
+        one.register_forward_pre_hook(note(name))
+        for name, one in module.named_modules()
+        if any(True for _ in one.parameters(recurse=False))
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    groups: dict[str, list[str]] = {}
+    places: dict[str, float] = {}
+    last = -1.0
+    for name, _ in module.named_parameters():
+        block = _block_of(name)
+        place = called.get(name.rpartition(".")[0])
+        groups.setdefault(block, []).append(name)
+        if place is None:  # used without being called: it stands where it was registered
+            place_or_last = last + 0.5
+        else:
+            place_or_last = last = float(place)
+        places[block] = min(places.get(block, math.inf), place_or_last)
+    ordered = [groups[block] for block in sorted(groups, key=lambda block: places[block])]
+    parameters = dict(module.named_parameters())
+    merged: list[list[str]] = []
+    for names in ordered:
+        if merged and all(parameters[name].ndim < 2 for name in names):
+            merged[-1] += names
+        else:
+            merged.append(names)
+    return merged
+
+
+def _block_of(name: str) -> str:
+    parts = name.split(".")[:-1] or [name]
+    number = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
+    return ".".join(parts[: number + 1]) if number is not None else parts[0]
