@@ -36,7 +36,7 @@ PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")  # what a vocabulary of word piece
 def tokenise(text: str, tokenizer: Tokenizer, vocabulary: tuple[str, ...] = ()) -> list[str]:
     """A text's tokens in their order; word pieces are those of a vocabulary."""
     if tokenizer == "wordpieces":
-        return list(_pieces(vocabulary).encode(text).tokens)
+        return list(_pieces(vocabulary).encode(_whole(text)).tokens)
     return _WORD.findall(text.lower()) if tokenizer == "words" else list(text)
 
 
@@ -52,6 +52,11 @@ def _pieces(vocabulary: tuple[str, ...]) -> Any:
     if lacking:
         raise DataError(f"a vocabulary of word pieces needs {', '.join(PIECES)}, it lacks {', '.join(lacking)}")
     return library("tokenizers").BertWordPieceTokenizer({piece: place for place, piece in enumerate(vocabulary)})
+
+
+def _whole(text: str) -> str:
+    """Without halves of characters, which the library refuses; it drops what stands in their place."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def build_vocabulary(rows: Iterable[str], tokenizer: Tokenizer, most: int) -> tuple[str, ...]:
@@ -124,7 +129,7 @@ def token_array(rows: Sequence[str], spec: DataSpec, where: str) -> np.ndarray:
 def _numbered_pieces(rows: Sequence[str], spec: DataSpec) -> tuple[np.ndarray, np.ndarray]:
     """How many tokens each text has, and all of them in a row; of a longer one the last is `[SEP]` too."""
     (most,) = spec.shape
-    cut = _pieces(spec.vocabulary).encode_batch(list(rows), add_special_tokens=False)
+    cut = _pieces(spec.vocabulary).encode_batch([_whole(row) for row in rows], add_special_tokens=False)
     begin, end = (spec.vocabulary.index(piece) + RESERVED_TOKENS for piece in ("[CLS]", "[SEP]"))
     tokens = [np.array(row.ids[: most - 2], dtype=np.int64) + RESERVED_TOKENS for row in cut]
     lengths = np.array([len(row) + 2 if len(row) else 0 for row in tokens], dtype=np.int64)
