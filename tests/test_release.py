@@ -70,6 +70,8 @@ IMAGES = DataSpec(
     source="made for this test",
 )
 
+TAGS = {"data.digest": "ab" * 16, "base.uri": "models:/older/3"}
+
 ELSEWHERE = """
 import json, sys
 import mlflow, numpy, pandas
@@ -115,7 +117,7 @@ def table(run_id: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Registers houses-mlp; the network that it is."""
     folder = tmp_path_factory.mktemp("table")
     network = leave(folder, TABLE, "mlp")
-    assert release.register(run_id, folder, "houses-mlp", {"family": "mlp", "data.digest": "ab" * 16}) == 1
+    assert release.register(run_id, folder, "houses-mlp", TAGS) == 1
     return network
 
 
@@ -144,7 +146,7 @@ def test_version_carries_its_lineage_and_no_pickle(table: Any, run_id: str, home
 
     client = MlflowClient(store_uri())
     version = client.get_model_version("houses-mlp", "1")
-    assert version.tags == {"run_id": run_id, "family": "mlp", "data.digest": "ab" * 16}
+    assert version.tags == {"run_id": run_id, "family": "mlp", "data": "digits", **TAGS}
     assert version.run_id == run_id
     [logged] = client.get_run(run_id).outputs.model_outputs
     folder = home / "mlflow" / "artifacts" / "models" / logged.model_id / "artifacts"
@@ -303,6 +305,22 @@ def test_numbers_are_taken_in_any_form(spec: DataSpec, family: str, run_id: str,
     else:
         with pytest.raises(DataError, match="got lists of other lengths"):
             model.predict([[1.0, 2.0, 3.0], [1.0]])
+
+
+@pytest.mark.parametrize(
+    ("encoder", "tokenizer", "packages"),
+    [
+        ("neurofleet.families.mlp.MLP", "", []),
+        ("neurofleet.transfer.backbones.EfficientNetLite0", "", ["efficientnet_lite_pytorch"]),
+        ("neurofleet.transfer.backbones.HuggingFace", "wordpieces", ["transformers", "tokenizers"]),
+        (None, "wordpieces", ["tokenizers"]),
+    ],
+)
+def test_a_release_names_what_its_encoder_imports(encoder: str | None, tokenizer: Any, packages: list[str]) -> None:
+    family = {"_target_": "neurofleet.transfer.finetuned.Finetuned", "encoder": {"_target_": encoder}}
+    text = dataclasses.replace(TABLE, kind="text", tokenizer=tokenizer or "words", vocabulary=("a",))
+    pins = release.requirements({"family": family if encoder else {}}, text)
+    assert [pin.split("==")[0] for pin in pins] == [*release.REQUIREMENTS, *packages]
 
 
 def test_a_family_may_name_its_outputs() -> None:

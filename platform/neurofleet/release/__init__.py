@@ -22,6 +22,7 @@ import numpy as np
 from neurofleet import experiment as experiments
 from neurofleet import paths
 from neurofleet.errors import RunError
+from neurofleet.experiment import Experiment
 from neurofleet.spec import DataSpec
 from neurofleet.tracking import prepare_store, store_uri
 
@@ -41,11 +42,18 @@ REQUIREMENTS = (
     "torchmetrics",
 )
 """what model.py and the parts of the package that it reaches import"""
+BACKBONES: dict[str, tuple[str, ...]] = {
+    "neurofleet.transfer.backbones.EfficientNetLite0": ("efficientnet_lite_pytorch",),
+    "neurofleet.transfer.backbones.HuggingFace": ("transformers",),
+}
+"""and what these encoders import beside it"""
 RELEASE_REMEDY = "the run and its weights are safe, register it again"
 
 
 def register(run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> int:
     """Log the network in a run's folder as a model of that run and register it as `name`; the new version's number.
+
+    tags: of the version, beside run_id, family and data, which every version has
 
     A model that does not answer to its own example is not registered.
     """
@@ -55,7 +63,9 @@ def register(run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> i
             f"a release needs {', '.join(FILES)} in {folder}, lacking {', '.join(lacking)}; "
             "train first: a run that ended well leaves them there"
         )
-    spec = DataSpec.load(folder / "spec.json")
+    spec, experiment = DataSpec.load(folder / "spec.json"), experiments.load(folder / "experiment.yaml")
+    described = {"family": experiments.family_name(experiment), "data": experiments.data_name(experiment)}
+    tags = {"run_id": run_id, **described, **tags}
     prepare_store()
     with _mlflow():
         import mlflow
@@ -72,9 +82,9 @@ def register(run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> i
             python_model=str(Path(__file__).with_name("model.py")),
             code_paths=[str(paths.PACKAGE)],
             artifacts={Path(file).stem: str(folder / file) for file in FILES},
-            signature=signature(spec, _output_names(folder, spec)),
+            signature=signature(spec, experiments.build_family(experiment, spec).output_names),
             input_example=example(spec),
-            pip_requirements=requirements(),
+            pip_requirements=requirements(experiment, spec),
         )
         answer = mlflow.pyfunc.load_model(logged.model_uri).predict(example(spec))
         if len(answer) != 1:
@@ -83,10 +93,6 @@ def register(run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> i
                 "logged but not registered"
             )
         return _create_version(run_id, name, logged, tags)
-
-
-def _output_names(folder: Path, spec: DataSpec) -> Sequence[str] | None:
-    return experiments.build_family(experiments.load(folder / "experiment.yaml"), spec).output_names
 
 
 def _create_version(run_id: str, name: str, logged: Any, tags: Mapping[str, str]) -> int:
@@ -99,9 +105,7 @@ def _create_version(run_id: str, name: str, logged: Any, tags: Mapping[str, str]
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = client.create_model_version(
-        name, logged.model_uri, run_id, tags={"run_id": run_id, **tags}, model_id=logged.model_id
-    )
+    version = client.create_model_version(name, logged.model_uri, run_id, tags=dict(tags), model_id=logged.model_id)
     return int(version.version)
 
 
@@ -153,9 +157,12 @@ def signature(spec: DataSpec, output_names: Sequence[str] | None) -> ModelSignat
     return ModelSignature(inputs, Schema([ColSpec(kind, name) for name, kind in kinds.items()]))
 
 
-def requirements() -> list[str]:
+def requirements(experiment: Experiment, spec: DataSpec) -> list[str]:
     """Pinned to what is installed here; a local build's mark ("+cpu") means nothing elsewhere."""
-    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in REQUIREMENTS]
+    encoder = experiment["family"].get("encoder") or {}
+    pieces = ("tokenizers",) if spec.tokenizer == "wordpieces" else ()
+    names = (*REQUIREMENTS, *BACKBONES.get(encoder.get("_target_", ""), ()), *pieces)
+    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in names]
 
 
 @contextlib.contextmanager
