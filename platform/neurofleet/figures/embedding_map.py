@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_NEIGHBOURS = 5
-MOST_ROWS = 2000  # whose distances to one another are taken
+MOST_ROWS = 1000  # whose distances to one another are taken
 
 
 def embedding_map(path: Path, *, spec: DataSpec, before: np.ndarray, after: np.ndarray, targets: np.ndarray) -> Figure:
