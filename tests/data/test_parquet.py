@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pytorch_lightning import LightningModule, Trainer
 
 from neurofleet.data import ParquetDataModule
 from neurofleet.data.digest import folder_digest
-from neurofleet.errors import ConfigError, DataError
+from neurofleet.errors import ConfigError, DataError, MismatchError
 from neurofleet.spec import DataSpec
 
 NAMES = ["pictures", "yes_no", "tags", "amounts"]
@@ -268,7 +269,8 @@ def test_a_spec_that_is_no_json_is_named(datasets: Path) -> None:
 def test_reading_a_dataset_imports_neither_pandas_nor_dvc(datasets: Path) -> None:
     code = (
         "import sys; from neurofleet.data import ParquetDataModule as M;"
-        "[M(name=n, batch_size=1, split=0, train_splits=['train'], train_rows=None).rows('train') for n in ('tags', 'pictures')];"
+        "[M(name=n, batch_size=1, split=0, train_splits=['train'], train_rows=None).rows('train')"
+        " for n in ('tags', 'pictures')];"
         "print([name for name in ('pandas', 'dvc', 'mlflow', 'ray', 'hydra', 'sklearn') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True)
@@ -299,3 +301,52 @@ def test_more_training_rows_than_there_are_are_refused(datasets: Path) -> None:
         module(train_rows=71).rows("train")
     with pytest.raises(ConfigError, match=r"data\.train_rows needs a whole number of at least 1, got 0"):
         module(train_rows=0)
+
+
+@pytest.fixture
+def foreign(specs: dict[str, DataSpec]) -> DataSpec:
+    """What an encoder was trained on: other words in another order, and shorter texts."""
+    words = ("tea", "good", "bad")
+    return dataclasses.replace(specs["notes"], name="elsewhere", vocabulary=words, shape=(4,), targets=("other",))
+
+
+@pytest.mark.parametrize("train_rows", [None, 20])
+@pytest.mark.parametrize("train_splits", [("train",), ("train", "val")])
+def test_texts_speak_the_tokens_of_what_is_trained_on_them(
+    train_splits: tuple[str, ...], train_rows: int | None, foreign: DataSpec, datasets: Path
+) -> None:
+    own, data = (module("notes", train_splits=train_splits, train_rows=train_rows) for _ in range(2))
+    before = data.spec  # which reads the rows where they are not those on disk
+    data.speak(foreign)
+    taken_over = {"tokenizer": foreign.tokenizer, "vocabulary": foreign.vocabulary, "shape": foreign.shape}
+    assert data.spec == dataclasses.replace(before, **taken_over)
+    for stage in STAGES:
+        assert torch.equal(data.rows(stage).targets, own.rows(stage).targets)
+        words = ("<padding>", "<unknown>", *before.vocabulary)
+        for theirs, ours in zip(data.rows(stage).inputs.tolist(), own.rows(stage).inputs.tolist(), strict=True):
+            known = [foreign.vocabulary.index(words[token]) + 2 if words[token] in foreign.vocabulary else 1
+                     for token in ours[:4] if token]  # fmt: skip
+            assert theirs == known + [0] * (4 - len(known))
+
+
+def test_what_cannot_be_spoken_is_refused(foreign: DataSpec, specs: dict[str, DataSpec], datasets: Path) -> None:
+    with pytest.raises(MismatchError, match="got yes_no, which is tabular, and elsewhere, which is text"):
+        module("yes_no").speak(foreign)
+    with pytest.raises(MismatchError, match="got notes, which is text, and faces, which is image"):
+        module("notes").speak(specs["faces"])
+    pieces = dataclasses.replace(foreign, tokenizer="wordpieces", vocabulary=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"))
+    with pytest.raises(MismatchError, match="tale asks for the next token; take a base that learnt a language task"):
+        module("tale").speak(pieces)
+    read = module("notes")
+    read.rows("test")
+    with pytest.raises(RuntimeError, match="call speak first"):
+        read.speak(foreign)
+
+
+def test_the_next_letter_is_told_in_the_letters_of_a_base(specs: dict[str, DataSpec], datasets: Path) -> None:
+    letters = tuple(reversed(specs["tale"].vocabulary))
+    data = module("tale")
+    data.speak(dataclasses.replace(specs["tale"], vocabulary=letters))
+    inputs, targets = data.rows("test")
+    assert torch.equal(inputs, 2 + len(letters) + 1 - module("tale").rows("test").inputs)
+    assert targets.tolist() == [1] * 20

@@ -97,7 +97,7 @@ class ParquetDataModule(LightningDataModule):
             MismatchError: one of the two is no text; or word pieces, which stand between marks, for a task that
                 predicts the next token.
         """
-        if self._rows or "_tables" in self.__dict__:
+        if self._rows:
             raise RuntimeError("rows that were read speak the dataset's own tokens; call speak first")
         if self._stored.kind != "text" or spec.kind != "text":
             raise MismatchError(
