@@ -31,6 +31,15 @@ def test_a_wide_code_is_seen_along_its_principal_components() -> None:
     assert names[0] == pytest.approx(f"first principal component ({shares[0]:.0%})")
 
 
+def test_a_code_wider_than_its_rows_are_many() -> None:
+    """The same plane from products of rows as from singular values."""
+    codes = GENERATOR.normal(size=(7, 30))
+    points, names = plane(codes)
+    left, scales, _ = np.linalg.svd(codes - codes.mean(axis=0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(points), np.abs(left[:, :2] * scales[:2]), atol=1e-9)
+    assert names[1] == f"second ({scales[1] ** 2 / (scales**2).sum():.0%})"
+
+
 def test_classes_have_colours_and_names(tmp_path: Path, made_spec: Any) -> None:
     targets = np.array([0, 0, 1, 1, 1])
     figure = code_map(tmp_path / "m.png", spec=made_spec, codes=np.arange(10.0).reshape(5, 2), targets=targets)

@@ -22,12 +22,14 @@ LARGEST_WITH_NAMES = 20
 def principal_plane(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Codes [N, K] along their first two principal components, [N, 2], and the shares of variance of both."""
     centred = (codes - codes.mean(axis=0)).astype(np.float64)
-    _, scales, axes = np.linalg.svd(centred, full_matrices=False)
-    shares = np.zeros(max(len(scales), 2))
-    shares[: len(scales)] = scales**2 / max((scales**2).sum(), 1e-30)
+    wide = centred.shape[1] > len(centred)
+    # Of products of the shorter side: several times faster than the singular values of a thousand wide rows.
+    values, vectors = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1][:, :2]
     points = np.zeros((len(codes), 2))
-    points[:, : min(len(axes), 2)] = centred @ axes[:2].T
-    return points, shares[:2]
+    points[:, : vectors.shape[1]] = vectors * np.sqrt(values[:2]) if wide else centred @ vectors
+    first, second = (*(values / max(values.sum(), 1e-30)), 0.0)[:2]
+    return points, np.array([first, second])
 
 
 def meaning_of(spec: DataSpec, targets: np.ndarray) -> tuple[np.ndarray, str | None]:
