@@ -52,11 +52,11 @@ def some() -> list[FrozenTrial]:
 
 def test_the_plain_line(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     shown = Display("tries", 16, 100, {"val/loss": 1})
-    shown.show([], None)
+    shown.show(list, None)
     shown.tick(1)  # time counts from here
     clock[0] += 8.0
     trials = some()
-    shown.show(trials, trials[3])
+    shown.show(lambda: trials, trials[3])
     line = "study 7/16 trials, 3 training, 2 pruned, 1 failed, best val/loss 0.47 (trial 3) eta=10"
     assert shown.line() == line  # seven in eight seconds, nine to go
     assert capsys.readouterr().out.splitlines() == ["study 0/16 trials", line]
@@ -65,7 +65,7 @@ def test_the_plain_line(clock: list[float], capsys: pytest.CaptureFixture[str]) 
 def test_steps_count_towards_the_end(clock: list[float]) -> None:
     shown = Display("tries", 4, 100, {"val/loss": 1})
     clock[0] += 50.0  # in which actors start
-    shown.show([trial(0, TrialState.RUNNING), trial(1, TrialState.RUNNING)], None)
+    shown.show(lambda: [trial(0, TrialState.RUNNING), trial(1, TrialState.RUNNING)], None)
     clock[0] += 5.0
     assert shown.eta() is None
     shown.tick(100)
@@ -76,11 +76,12 @@ def test_steps_count_towards_the_end(clock: list[float]) -> None:
 def test_trials_of_earlier_sessions_took_no_time_of_this_one(clock: list[float]) -> None:
     before = [trial(number, TrialState.COMPLETE, 1.0) for number in range(8)]
     shown = Display("tries", 12, 100, {"val/loss": 1})
-    shown.show(before, before[0])
+    shown.show(lambda: before, before[0])
     shown.tick(1)
     assert shown.eta() is None
     clock[0] += 6.0
-    shown.show([*before, trial(8, TrialState.COMPLETE, 1.0), trial(9, TrialState.PRUNED, 1.0)], before[0])
+    after = [*before, trial(8, TrialState.COMPLETE, 1.0), trial(9, TrialState.PRUNED, 1.0)]
+    shown.show(lambda: after, before[0])
     assert shown.eta() == pytest.approx(6.0)
 
 
@@ -96,7 +97,7 @@ def test_a_line_a_second_at_most(clock: list[float], capsys: pytest.CaptureFixtu
 
 def drawn(trials: list[FrozenTrial], objectives: dict[str, int], width: int = 80) -> list[str]:
     shown: Any = Display("wine-mlp-random-1", 16, 100, objectives)
-    shown.show(trials, trials[3])
+    shown.show(lambda: trials, trials[3])
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     console.print(shown._drawn())
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
@@ -139,3 +140,11 @@ def test_no_more_rows_than_fit() -> None:
     many = [trial(number, TrialState.COMPLETE, 0.4 + 0.001 * number) for number in range(16)]
     rows = [line for line in drawn(many, {"val/loss": 1}) if "0.40" in line or "0.41" in line or " 0.4 " in line]
     assert len(rows) == module.MOST_ROWS
+
+
+def test_no_table_before_the_first_trial_is_over() -> None:
+    shown: Any = Display("tries", 4, 100, {"val/loss": 1})
+    shown.show(lambda: [trial(0, TrialState.RUNNING), trial(1, TrialState.PRUNED, 0.9)], None)
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    console.print(shown._drawn())
+    assert "best by" not in console.file.getvalue()  # type: ignore[attr-defined]

@@ -197,14 +197,6 @@ def test_values_and_params_are_inverse() -> None:
         json.dumps(params)
 
 
-def test_a_grid_is_walked_from_where_it_was_left() -> None:
-    points = [{"x": number} for number in range(3)]
-    for expected in range(3):
-        with storage.opened("tries", MINIMIZE) as opened:
-            opened.enqueue_next_of(iter(points))
-            assert opened.study.ask({"x": IntDistribution(0, 9)}).params == {"x": expected}
-
-
 def test_an_interrupt_after_writing_writes_nothing_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     journal = storage.Journal(tmp_path / "journal.log")
     journal.append_logs([{"a": 1}, {"b": 2}])

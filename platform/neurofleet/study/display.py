@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -36,6 +36,7 @@ class Display:
         self._last = 0.0
         self._steps = 0  # since this began
         self._over_before: int | None = None
+        self._look: Callable[[], Sequence[FrozenTrial]] = tuple
         self._trials: Sequence[FrozenTrial] = ()
         self._best: FrozenTrial | None = None
         self._live: Any = None
@@ -61,11 +62,13 @@ class Display:
         self._steps += num_steps
         self._update()
 
-    def show(self, trials: Sequence[FrozenTrial], best: FrozenTrial | None) -> None:
-        self._trials, self._best = trials, best
+    def show(self, trials: Callable[[], Sequence[FrozenTrial]], best: FrozenTrial | None) -> None:
+        """`trials` gives all of them; it is asked when there is something to draw."""
+        self._look, self._best = trials, best
         if not self._steps:  # until now trials were planned, and their actors started
             self._began = time.monotonic()
         if self._over_before is None:
+            self._trials = trials()
             self._over_before = self._num_over()
         self._update()
 
@@ -95,6 +98,7 @@ class Display:
         if not force and time.monotonic() - self._last < (0.2 if self._live is not None else SECONDS):
             return
         self._last = time.monotonic()
+        self._trials = self._look()
         if self._live is None:
             print(self.line(), flush=True)
         else:
@@ -114,17 +118,17 @@ class Display:
         here = min(self._steps / self.steps_per_trial, counts["training"])
         bar = ProgressBar(total=self.num_trials, completed=self._num_over() + here, width=24)
         head.add_row(f"[bold]{self.name}", bar, f"{self._num_over()}/{self.num_trials}{left}")
-        return Group(head, numbers, self._leaders())
+        over = [trial for trial in self._trials if trial.state == TrialState.COMPLETE]
+        return Group(head, numbers, *([self._leaders(over)] if over else []))
 
-    def _leaders(self) -> Any:
+    def _leaders(self, over: list[FrozenTrial]) -> Any:
         """The best trials that are over, with their values."""
         from rich.table import Table
 
         metric, sign = next(iter(self.objectives.items()))
-        over = [trial for trial in self._trials if trial.state == TrialState.COMPLETE]
         over.sort(key=lambda trial: trial.values[0] * sign)
         table = Table(title=f"best by {metric}", title_justify="left")
-        for name in ("trial", *self.objectives, *_short(over[0].params if over else ())):
+        for name in ("trial", *self.objectives, *_short(over[0].params)):
             table.add_column(name, overflow="fold")
         for trial in over[:MOST_ROWS]:
             cells = [*trial.values, *trial.params.values()]

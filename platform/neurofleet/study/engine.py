@@ -7,18 +7,16 @@ are asked for than were wanted.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from optuna.trial import FrozenTrial, TrialState
 
 from neurofleet.errors import ConfigError, UserError
 from neurofleet.experiment import Composer, Experiment
-from neurofleet.experiment.check import GRID
 from neurofleet.run import Plan
 from neurofleet.study import storage
 from neurofleet.study.cohort import Learnt
@@ -26,9 +24,9 @@ from neurofleet.study.display import Display
 from neurofleet.study.lane import Report
 from neurofleet.study.record import timed_points, trial_record
 from neurofleet.study.schedulers import PopulationBased, Scheduler, moves
+from neurofleet.study.waves import Waves
 from neurofleet.tracking import Tracker
 
-WAVE = 256  # trials that are built at a time where nothing else bounds them: their networks stand in memory together
 SIZE = "num_parameters"  # an objective that every trial has
 UNBUILDABLE = 3  # so many trials that cannot be built, and none that can, end a study
 
@@ -68,7 +66,6 @@ class Engine:
         self._per_epoch = planned.supply.steps_per_epoch
         self.study = opened.study
         self.objectives = objectives(composer.search)
-        self.distributions = {key: storage.distribution(one) for key, one in composer.space.items()}
         limit = composer.search["time_limit_minutes"]
         self._deadline = math.inf if limit is None else time.monotonic() + 60 * limit
         self._experiments: dict[int, Experiment] = {}
@@ -78,11 +75,13 @@ class Engine:
         self._refusals: list[str] = []
         metric, sign = next(iter(self.objectives.items()))
         self._metric, self._sign = metric, sign
-        for trial in self._trials():
+        self._waves = Waves(opened, composer.space, composer.search)
+        self._num_over = 0
+        for trial in opened.trials():
             self._know(trial)
-            if trial.state.is_finished() and "cut" not in trial.user_attrs:
-                # It may not have come to the tracker; one that did is not sent twice.
-                self._send(trial)
+            self._num_over += trial.state.is_finished()
+        for trial in opened.undelivered():  # one that did come to the tracker is not sent twice
+            self._send(trial)
 
     # The loop.
 
@@ -93,8 +92,8 @@ class Engine:
             ConfigError: none of the first trials can be built.
         """
         self._show()
-        while time.monotonic() < self._deadline and (wave := self._wave()):
-            refused, said = self.lanes.begin({trial.number: self._experiments[trial.number] for trial in wave})
+        while time.monotonic() < self._deadline and (wave := self._waves.next()):
+            refused, said = self.lanes.begin(self._composed(wave))
             for line in said:
                 self.display.say(line)
             self._take(refused)
@@ -106,45 +105,18 @@ class Engine:
                 if time.monotonic() >= self._deadline:  # what has not been measured stays to be trained
                     self._take([one for one in self.lanes.drop(self.lanes.training) if one.scores])
 
-    def _wave(self) -> list[FrozenTrial]:
-        """The trials to train next: those that were cut, then new ones."""
-        self._bury_cut()
-        known = [trial for trial in self._trials() if "cut" not in trial.user_attrs]
-        wave = [trial for trial in known if trial.state == TrialState.RUNNING]
-        room = self.composer.search["max_concurrent"] or WAVE
-        asked = sum("retry_of" not in trial.user_attrs for trial in known if trial.state != TrialState.WAITING)
-        waiting = sum("retry_of" in trial.user_attrs for trial in known if trial.state == TrialState.WAITING)
-        lacking = max(self.composer.search["num_trials"] - asked, 0) + waiting
-        wave += [self._ask() for _ in range(min(room - len(wave), lacking))]
-        self.opened.flush()
+    def _composed(self, wave: Sequence[FrozenTrial]) -> dict[int, Experiment]:
+        """The experiments of those whose values make one; the others fail."""
+        made: dict[int, Experiment] = {}
         for trial in wave:
             self._know(trial)
             self._values[trial.number] = storage.values(self.composer.space, trial.params)
             try:
-                self._experiments[trial.number] = self.composer.experiment(self._values[trial.number])
+                made[trial.number] = self.composer.experiment(self._values[trial.number])
             except UserError as error:
                 self._take([Report(trial.number, 0.0, {}, "FAIL", str(error))])
-        return [trial for trial in wave[:room] if trial.number in self._experiments]
-
-    def _bury_cut(self) -> None:
-        """A session that was cut while it asked may leave a trial that lacks values; nothing can train it."""
-        for trial in self._trials():
-            if trial.state == TrialState.RUNNING and set(trial.params) != set(self.composer.space):
-                self.opened.storage.set_trial_user_attr(trial._trial_id, "cut", value=True)
-                self.opened.storage.set_trial_user_attr(trial._trial_id, "scores", {})
-                self.opened.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-
-    def _ask(self) -> FrozenTrial:
-        waits = any(trial.state == TrialState.WAITING for trial in self._trials())  # to be tried again
-        if self.composer.search["sampler"]["_target_"] == GRID and not waits:
-            self.opened.enqueue_next_of(self._grid())
-        trial = self.study.ask(self.distributions)
-        return self.opened.storage.get_trial(trial._trial_id)
-
-    def _grid(self) -> Iterator[dict[str, Any]]:
-        columns = [dimension.grid() or () for dimension in self.composer.space.values()]
-        for point in itertools.product(*columns):
-            yield storage.params(self.composer.space, dict(zip(self.composer.space, point, strict=True)))
+        self._experiments |= made
+        return made
 
     def _judge(self, epochs: set[float]) -> None:
         for epoch in sorted(epochs):
@@ -175,7 +147,7 @@ class Engine:
         self._values[heir] = values
         self._experiments[heir] = self.composer.experiment(values)
         self.lanes.inherit(heir, learnt, self._experiments[heir])
-        attributes = self._trials()[heir].user_attrs
+        attributes = self._trial(heir).user_attrs
         change = {"epoch": epoch, "from": donor, "values": values}
         self.opened.storage.set_trial_user_attr(
             self._ids[heir], "inherited", [*attributes.get("inherited", []), change]
@@ -183,8 +155,8 @@ class Engine:
 
     # What is known of trials.
 
-    def _trials(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
+    def _trial(self, number: int) -> FrozenTrial:
+        return self.opened.trial(self._ids[number])
 
     def _know(self, trial: FrozenTrial) -> None:
         self._ids[trial.number] = trial._trial_id
@@ -228,14 +200,15 @@ class Engine:
             values_of = self._values[report.number]
             text = self.composer.experiment_file(values_of)
             self.opened.keep(self._experiments[report.number], report, self.composer.overrides(values_of), text)
-        self.study.tell(report.number, values, state)
+        self.opened.tell(self._trial(report.number), values, state)
+        self._num_over += 1
 
     def _is_best(self, values: Sequence[float]) -> bool:
         best = self.opened.best
         return best is None or best.value is None or values[0] * self._sign < best.value * self._sign
 
     def _overrides(self, number: int) -> list[str]:
-        return self.composer.overrides(storage.values(self.composer.space, self._trials()[number].params))
+        return self.composer.overrides(storage.values(self.composer.space, self._trial(number).params))
 
     def _send(self, trial: FrozenTrial) -> None:
         """A trial of an earlier session, by what the journal knows of it."""
@@ -253,12 +226,12 @@ class Engine:
         self.tracker.log_trial(trial_record(self.study.study_name, trial, experiment, points))
 
     def _tell_of(self, report: Report) -> None:
-        trial = self._trials()[report.number]
+        trial = self._trial(report.number)
         experiment = self._experiments.pop(report.number, None)
         if experiment is not None:
             points = timed_points(report, trial.datetime_start, trial.datetime_complete)
             self.tracker.log_trial(trial_record(self.study.study_name, trial, experiment, points))
-        over = sum(one.state.is_finished() for one in self._trials())
+        over = self._num_over
         row: dict[str, float] = {"num_finished": float(over)}
         best = self.opened.best
         if best is not None and best.value is not None:
@@ -268,10 +241,12 @@ class Engine:
             self.display.say(f"trial {report.number} failed: {report.failure}")
 
     def _need_buildable(self) -> None:
-        trials = self._trials()
+        if self.lanes.training:
+            return
+        trials = self.opened.trials()
         failures = [one for one in trials if one.state == TrialState.FAIL and not one.user_attrs.get(SIZE)]
         enough = min(UNBUILDABLE, self.composer.search["num_trials"])
-        if self.lanes.training or len(failures) < len(trials) or len(failures) < enough:
+        if len(failures) < len(trials) or len(failures) < enough:
             return
         shown = "; ".join(
             f"trial {one.number} ({', '.join(self._overrides(one.number))}): {one.user_attrs.get('failure')}"
@@ -280,7 +255,7 @@ class Engine:
         raise ConfigError(f"a study needs trials that can be built, and none of {len(failures)} can: {shown}")
 
     def _show(self) -> None:
-        self.display.show(self._trials(), self.opened.best)
+        self.display.show(self.opened.trials, self.opened.best)
 
 
 def objectives(search: Mapping[str, Any]) -> dict[str, int]:

@@ -62,12 +62,14 @@ class SuccessiveHalving(Scheduler):
         if epoch < first_rung or epoch >= max_epochs:
             return set()
         rung = first_rung * self.reduction_factor ** int(math.log(epoch / first_rung, self.reduction_factor) + 1e-9)
+        due = {trial for trial in training if min((e for e in scores[trial] if e >= rung), default=None) == epoch}
+        if not due:  # at most epochs: then no other curve is looked at
+            return set()
         arrived = {
             trial: curve[min(reached)]
             for trial, curve in scores.items()
             if (reached := [one for one in curve if one >= rung])
         }
-        due = {trial for trial in training if trial in arrived and min(e for e in scores[trial] if e >= rung) == epoch}
         best = sorted(arrived, key=lambda trial: (arrived[trial], trial))
         return due - set(best[: max(1, math.ceil(len(best) / self.reduction_factor))])
 

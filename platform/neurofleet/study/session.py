@@ -9,6 +9,7 @@ import shlex
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,8 @@ def conduct(order: Order, planned: Plan, announce: Callable[[Ended], None]) -> E
                 tracker.run_id,
             )
             announce(ended)
+        # The tracker has handed over all that it was given; a session that was cut leaves this to the next one.
+        opened.describe({storage.DELIVERED: datetime.now().isoformat()})
     return ended
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,9 @@ from neurofleet.experiment import Dimension, Experiment, Space
 from neurofleet.study.lane import Report
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+DELIVERED = "delivered_until"  # a study's attribute: the tracker has all trials that were over by then
 
 
 class Journal(BaseJournalBackend):
@@ -74,6 +76,22 @@ class Journal(BaseJournalBackend):
             self._written, self._size = self._written + len(new), self._size + len(lines)
 
 
+class Store(JournalStorage):
+    """Optuna looks through all trials for one that waits, whenever it is asked for another.
+
+    none_waits: whether that is known to be in vain
+    """
+
+    none_waits = False
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        if self.none_waits and states == (TrialState.WAITING,):
+            return []
+        return super().get_all_trials(study_id, deepcopy, states)
+
+
 def folder(name: str) -> Path:
     return paths.home() / "studies" / name
 
@@ -85,9 +103,12 @@ def names() -> list[str]:
 class Opened:
     """A study that this process writes: `study` in `storage`, and the best trial so far with its weights in `best/`."""
 
-    def __init__(self, study: optuna.Study, storage: JournalStorage, journal: Journal, where: Path) -> None:
+    def __init__(self, study: optuna.Study, storage: Store, journal: Journal, where: Path) -> None:
         self.study, self.storage, self.folder = study, storage, where
         self._journal = journal
+        self._best: FrozenTrial | None = None
+        for trial in self.trials():
+            self._compare(trial)
 
     def describe(self, attributes: Mapping[str, Any]) -> None:
         """Write down what a later session needs to know."""
@@ -99,14 +120,40 @@ class Opened:
         """Put on disk what is new."""
         self._journal.flush()
 
+    def trials(self) -> Sequence[FrozenTrial]:
+        """All trials as they are, at a cost that grows with their number."""
+        return self.study.get_trials(deepcopy=False)
+
+    def trial(self, trial_id: int) -> FrozenTrial:
+        return self.storage.get_trial(trial_id)
+
+    def tell(self, trial: FrozenTrial, values: Sequence[float] | None, state: TrialState) -> None:
+        """Write down how a trial ended."""
+        self.study.tell(trial.number, values, state)
+        self._compare(self.trial(trial._trial_id))
+
+    def undelivered(self) -> Iterator[FrozenTrial]:
+        """Trials that are over and may not have come to the tracker."""
+        until = self.study.user_attrs.get(DELIVERED, "")
+        for trial in self.trials():
+            over = trial.datetime_complete
+            if over is not None and over.isoformat() > until and "cut" not in trial.user_attrs:
+                yield trial
+
     @property
     def best(self) -> FrozenTrial | None:
-        """The best trial that ended, where there is one objective."""
-        if len(self.study.directions) > 1:
-            return None
-        ended = [one for one in self.study.get_trials(deepcopy=False) if one.state == TrialState.COMPLETE]
-        choose = min if self.study.direction == StudyDirection.MINIMIZE else max
-        return choose(ended, key=lambda one: one.values[0], default=None)
+        """The best trial that ended, where there is one objective; the first of equals."""
+        return self._best
+
+    def _compare(self, trial: FrozenTrial) -> None:
+        if len(self.study.directions) > 1 or trial.state != TrialState.COMPLETE:
+            return
+        sign = 1 if self.study.direction == StudyDirection.MINIMIZE else -1
+        if self._best is None or (sign * trial.values[0], trial.number) < (
+            sign * self._best.values[0],
+            self._best.number,
+        ):
+            self._best = trial
 
     def keep(self, experiment: Experiment, report: Report, overrides: Sequence[str], text: str | None) -> None:
         """Lay the best trial down as a run leaves itself: experiment, spec, weights, history; `text` is the experiment
@@ -125,13 +172,6 @@ class Opened:
             checkpoint.write(aside / "experiment" / f"{self.study.study_name}.yaml", text.encode())
         shutil.rmtree(into, ignore_errors=True)
         aside.rename(into)
-
-    def enqueue_next_of(self, grid: Iterator[dict[str, Any]]) -> None:
-        """Make the next trial the first point of a grid that no trial has had."""
-        trials = self.study.get_trials(deepcopy=False)
-        known = {one.user_attrs["grid"] for one in trials if "grid" in one.user_attrs and "cut" not in one.user_attrs}
-        place = next(place for place in itertools.count() if place not in known)
-        self.study.enqueue_trial(next(itertools.islice(grid, place, None)), user_attrs={"grid": place})
 
     def retry_failed(self) -> int:
         """Let trials that failed be tried again, each once more; returns how many."""
@@ -159,7 +199,7 @@ def opened(name: str, directions: Sequence[StudyDirection]) -> Iterator[Opened]:
         except BlockingIOError:
             raise ConfigError(f"study {name} is still going in another process; wait for it or stop it") from None
         journal = Journal(where / "journal.log")
-        store = JournalStorage(journal)
+        store = Store(journal)
         study = optuna.create_study(storage=store, study_name=name, directions=directions, load_if_exists=True)
         try:
             yield Opened(study, store, journal, where)
