@@ -103,6 +103,21 @@ def test_errors_by_hand(make_spec: MakeSpec) -> None:
     assert family(torch.tensor([[6.0]], dtype=torch.float64)).tolist()[0] == pytest.approx([0.0, 1.0, 1.0])
 
 
+def test_features_by_hand(make_spec: MakeSpec) -> None:
+    """Nearer than the mean, in deviations; neither the scale of the inputs nor the row's place on a unit matters."""
+    family, inputs = make(make_spec(shape=(3,))), rows(6, 3)
+    distances = np.linalg.norm(inputs.numpy()[:, None] - family.units.detach().numpy(), axis=2)
+    nearer = (distances.mean(1, keepdims=True) - distances) / distances.std(1, keepdims=True)
+    features = family.features(inputs).detach()
+    np.testing.assert_allclose(features.numpy(), np.maximum(nearer, 0), rtol=1e-4, atol=1e-12)
+    with torch.no_grad():
+        family.units.mul_(100)
+    torch.testing.assert_close(family.features(100 * inputs), features, rtol=1e-4, atol=1e-12)
+    family.features(family.units.detach()).sum().backward()
+    assert family.units.grad is not None
+    assert bool(torch.isfinite(family.units.grad).all())
+
+
 def test_it_starts_on_the_plane_of_principal_components(make_spec: MakeSpec) -> None:
     inputs = rows(300, 4) * torch.tensor([1.0, 5.0, 0.1, 2.0]) + 7.0
     family = make(make_spec(shape=(4,)), rows=3, columns=5)

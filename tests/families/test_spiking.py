@@ -58,6 +58,17 @@ def test_the_membrane_by_hand(make_spec: MakeSpec) -> None:
     potentials = [0.0, 0.0, 2.0, 1.0, 0.5, 0.25, 2.125]
     assert course.potentials.flatten().tolist() == pytest.approx(potentials)
     assert course.outputs.item() == pytest.approx(sum(potentials) / 7)
+    assert family.features(torch.ones(1, 1, dtype=torch.float64)).item() == pytest.approx(sum(potentials) / 7 / 2)
+
+
+@pytest.mark.parametrize("own_time", [False, True])
+def test_the_answer_is_linear_in_the_features(own_time: bool, make_spec: MakeSpec) -> None:
+    """Of rows that last equally long; the rest is what the readout's bias gathers."""
+    family = make(make_spec(shape=(6, 2)), own_time=own_time)
+    inputs = 2 * rows(5, 6, 2)
+    inputs[:, 4:] = math.nan
+    rest = family(inputs) - family.features(inputs) @ family.readout.weight.T
+    torch.testing.assert_close(rest, rest[:1].expand_as(rest), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("surrogate", ["fast_sigmoid", "arctangent"])

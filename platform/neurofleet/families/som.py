@@ -85,8 +85,9 @@ class SOM(UnsupervisedFamily):
 
     def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         """How much nearer each unit is than the row's mean distance, in deviations of its distances, and 0 for those
-        that are farther: the "triangle" of Coates, Lee and Ng (2011), who learnt twice as much from it as from the
-        winner alone, on any scale of distances."""
+        that are farther: the "triangle" of Coates, Lee and Ng (2011), on the same scale for any inputs.  It tells far
+        more than the winner alone, and more than the distances themselves, whose squares are linear in the inputs but
+        for what all units share."""
         squared_BU = squared_distances(numbers(inputs), self.units).clamp_min(TINY)  # a root has no slope at 0
         return F.relu(-F.layer_norm(squared_BU.sqrt(), (len(self.units),)))
 
