@@ -91,7 +91,19 @@ class EfficientNetLite0(Backbone):
         super().__init__(spec=spec, kind="image", shape=(3, 224, 224))
         self.net = library("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
         self.net._fc = nn.Identity()  # of ImageNet's classes
+        self._start()
         self.train()
+
+    def _start(self) -> None:
+        """Weights that keep the size of signals (He et al. 2015) without a base, where no batch norm sets it anew."""
+        blocks = [block for block in self.net._blocks if block.id_skip and block._block_args.stride == 1]
+        added = [block for block in blocks if block._block_args.input_filters == block._block_args.output_filters]
+        linear = {block._project_conv for block in self.net._blocks}
+        for convolution in (module for module in self.net.modules() if isinstance(module, nn.Conv2d)):
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="linear" if convolution in linear else "relu")
+        with torch.no_grad():
+            for block in added:  # what is added to a skipped signal makes it larger
+                block._project_conv.weight /= len(added) ** 0.5
 
     def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         return self.net.extract_features(inputs).mean(dim=(2, 3))
@@ -253,5 +265,5 @@ def _built(settings: Any) -> nn.Module:
     transformers = library("transformers")
     try:
         return transformers.AutoModel.from_config(settings, trust_remote_code=False, dtype=torch.float32)
-    except (TypeError, ValueError, AttributeError, ImportError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, ImportError, RuntimeError) as error:
         raise ConfigError(f"transformers cannot build a {settings.model_type} from its config: {error}") from None
