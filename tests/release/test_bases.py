@@ -12,10 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from neurofleet import paths, release
+from neurofleet import experiment as experiments
+from neurofleet import paths, release, run
 from neurofleet.errors import ConfigError, UnreachableError
-from neurofleet.release import registry
+from neurofleet.release import listing, registry
 from neurofleet.release.bases import resolve
+from neurofleet.tracking import Tracker
+from neurofleet.transfer import order as orders
 from neurofleet.transfer.base import Base
 
 # MLflow 3.17 with SQLAlchemy 2.1, and MLflow's own annotations when mlflow.pyfunc is imported
@@ -169,3 +172,37 @@ def test_a_server_that_is_away(free_port: int, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
     with pytest.raises(UnreachableError, match="MLFLOW_TRACKING_URI"):
         resolve("models:/wine-mlp/1")
+
+
+@pytest.mark.parametrize("method", ["frozen", "full"])
+def test_what_was_fine_tuned_is_a_base_again(registered: Any, method: str) -> None:
+    """The encoder of a released fine-tuned network, which takes the inputs that it took at first."""
+    first = resolve("models:/wine-mlp/1")
+    overrides = ["base=models:/wine-mlp/1", "data=wine", f"method={method}", "trainer.max_epochs=1"]
+    settings = experiments.plain(experiments.composed("finetune", overrides))
+    order = orders.order(settings, first)
+    tracker = Tracker.start(experiment="wine", run_name="a run", tags={}, params={})
+    folder = run.run(order.experiment, folder=paths.run(tracker.run_id)).folder
+    tracker.finish()
+    number = release.register(tracker.run_id, folder, f"wine-{method}", {"data.digest": "cd" * 16, **order.tags})
+    again = resolve(f"models:/wine-{method}/{number}")
+    assert (again.encoder, again.spec) == (first.encoder, first.spec)
+    trained = load_file(folder / "weights.safetensors")
+    assert again.weights.keys() == {name.removeprefix("encoder.") for name in trained if name.startswith("encoder.")}
+    same = [torch.equal(again.weights[name], first.weights[name]) for name in again.weights]
+    assert same
+    assert all(same) is (method == "frozen")
+    assert again.tags["base.data.digest"] == "cd" * 16
+    [tree] = listing.family_tree("wine-mlp", [one for one in known() if one.name in ("wine-mlp", f"wine-{method}")])
+    assert [str(child.label) for child in tree.children] == [f"wine-{method}/{number}  wine"]
+    newest = sorted((folder / "checkpoints").glob("*.safetensors"))[-1]
+    if method == "frozen":  # a checkpoint of it holds the head alone
+        with pytest.raises(ConfigError, match=r"it holds the head alone; .* base=models:/wine-mlp/1$"):
+            resolve(str(newest))
+    else:
+        assert resolve(str(newest)).weights.keys() == again.weights.keys()
+
+
+def known() -> list[registry.Version]:
+    with registry.opened() as client:
+        return registry.versions(client)

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from neurofleet import checkpoint, run
 from neurofleet import experiment as experiments
 from neurofleet.errors import CheckpointError, ConfigError
-from neurofleet.transfer.stored import FINETUNED, compare, need_fit, stored
+from neurofleet.transfer.order import FINETUNED
+from neurofleet.transfer.stored import compare, need_fit, stored
 
 FILES = ("weights.safetensors", "spec.json", "experiment.yaml")
 
@@ -80,25 +81,41 @@ def test_a_place_that_is_not_there(tmp_path: Path) -> None:
             stored(place, uri="none")
 
 
-def test_the_base_of_a_fine_tuned_network_is_its_encoder(
-    copied: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NEUROFLEET_TARGETS", FINETUNED)
+def test_the_base_of_a_fine_tuned_network_is_its_encoder(copied: Path, trained: Path) -> None:
     described = yaml.safe_load((copied / "experiment.yaml").read_text())
     first = stored(trained, uri="first")
     encoder_spec = json.loads((copied / "spec.json").read_text()) | {"name": "older"}
-    described["family"] = {"_target_": FINETUNED, "encoder": described["family"], "encoder_spec": encoder_spec}
+    family = {"_target_": FINETUNED, "encoder": described["family"], "encoder_spec": encoder_spec}
+    described["family"] = family | {"base": {"uri": "models:/older-mlp/2"}}
     (copied / "experiment.yaml").write_text(yaml.safe_dump(described))
     weights = {f"encoder.{name}": tensor for name, tensor in first.weights.items()}
     save_file(weights | {"head.weight": torch.zeros(3)}, copied / "weights.safetensors")
     base = stored(copied, uri="second")
-    assert (base.name, base.spec.name, base.tags["base.data"]) == ("wine-finetuned", "older", "wine")
+    assert (base.name, base.spec.name, base.tags["base.data"]) == ("wine-mlp", "older", "wine")
     assert base.encoder == first.encoder
     assert base.weights.keys() == first.weights.keys()
-    del described["family"]["encoder_spec"]
-    (copied / "experiment.yaml").write_text(yaml.safe_dump(described))
-    with pytest.raises(ConfigError, match=r"needs family.encoder_spec"):
+    save_file({"head.weight": torch.zeros(3)}, copied / "weights.safetensors")
+    with pytest.raises(ConfigError, match=r"it holds the head alone; .* base=models:/older-mlp/2"):
         stored(copied, uri="second")
+    save_file({"encoder.0.base_layer.weight": torch.zeros(3)}, copied / "weights.safetensors")
+    with pytest.raises(ConfigError, match=r"adapters that are not merged yet"):
+        stored(copied, uri="second")
+
+
+@pytest.mark.parametrize(
+    ("section", "content", "lacking"),
+    [
+        ("family", 3, "family._target_"),
+        ("data", {}, "data.name"),
+        ("family", {"_target_": FINETUNED}, "family.encoder._target_"),
+        ("family", {"_target_": FINETUNED, "encoder": {"_target_": FINETUNED}}, "family.encoder_spec.kind"),
+    ],
+)
+def test_an_experiment_that_lacks_something(copied: Path, section: str, content: object, lacking: str) -> None:
+    file = copied / "experiment.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {section: content}))
+    with pytest.raises(ConfigError, match=rf"experiment.yaml needs {lacking}, and lacks it"):
+        stored(copied, uri="copied")
 
 
 def test_config_is_data_and_not_code(copied: Path) -> None:

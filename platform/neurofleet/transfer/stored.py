@@ -22,11 +22,11 @@ from neurofleet.errors import CheckpointError, ConfigError, DataError
 from neurofleet.experiment import Experiment
 from neurofleet.spec import DataSpec
 from neurofleet.transfer.base import WEIGHTS, Base
+from neurofleet.transfer.order import FINETUNED, architecture
 
 SPEC, EXPERIMENT = "spec.json", "experiment.yaml"
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's archive, and bare pickles
-FINETUNED = "neurofleet.transfer.finetuned.Finetuned"
 ENCODER = "encoder."  # what the names of a fine-tuned network's encoder begin with
 MODEL = "model."  # and those of the network in a checkpoint
 MOST_ROWS = 12  # of a table in a message
@@ -47,9 +47,11 @@ def stored(place: Path, *, uri: str, name: str = "", tags: Mapping[str, str] | N
     """
     weights_file, folder = _located(place)
     experiment = experiments.load(folder / EXPERIMENT)
+    _need(experiment, folder / EXPERIMENT, "family._target_", "data.name")
     spec, weights = _spec(folder / SPEC), read(weights_file)
     family = experiment["family"]
-    if family.get("_target_") == FINETUNED:
+    if family["_target_"] == FINETUNED:
+        _need(experiment, folder / EXPERIMENT, "family.encoder._target_", "family.encoder_spec.kind", "family.base.uri")
         encoder, spec = _encoder_of(family, spec, folder / EXPERIMENT)
         weights = _weights_of_encoder(weights, weights_file, family)
     else:
@@ -65,8 +67,19 @@ def stored(place: Path, *, uri: str, name: str = "", tags: Mapping[str, str] | N
     )
 
 
+def _need(experiment: Experiment, file: Path, *places: str) -> None:
+    """A stored experiment may be by anybody: what is read of it has to be there."""
+    for place in places:
+        node: Any = experiment
+        for key in place.split("."):
+            if not isinstance(node, Mapping) or key not in node:
+                raise ConfigError(f"{file} needs {place}, and lacks it; take the one that belongs to the weights")
+            node = node[key]
+
+
 def _name(experiment: Experiment) -> str:
-    return f"{experiments.data_name(experiment)}-{experiments.family_name(experiment)}"
+    tuned = experiment["family"]["_target_"] == FINETUNED
+    return f"{experiments.data_name(experiment)}-{(architecture if tuned else experiments.family_name)(experiment)}"
 
 
 def _located(place: Path) -> tuple[Path, Path]:
@@ -159,14 +172,11 @@ def _spec(file: Path) -> DataSpec:
 
 def _encoder_of(family: Mapping[str, Any], spec: DataSpec, file: Path) -> tuple[Mapping[str, Any], DataSpec]:
     """Config and spec of a fine-tuned network's encoder."""
-    from neurofleet.transfer.finetuned import as_spec
+    from neurofleet.transfer.encoders import as_spec
 
-    for key in ("encoder", "encoder_spec"):
-        if not isinstance(family.get(key), Mapping):
-            raise ConfigError(f"{file} needs family.{key} of a fine-tuned network, got {family.get(key)!r}")
     try:
         return family["encoder"], as_spec(family["encoder_spec"], spec)
-    except (KeyError, ValueError, TypeError, DataError) as error:
+    except (ValueError, TypeError, DataError) as error:
         raise ConfigError(f"{file} needs a DataSpec as family.encoder_spec: {error}") from None
 
 
@@ -175,7 +185,7 @@ def _weights_of_encoder(weights: Mapping[str, Tensor], file: Path, family: Mappi
     adapted = any(".base_layer." in name for name in found)
     if adapted or not found:  # a checkpoint, in which adapters stand beside the weights, or what stays is left out
         why = "it holds adapters that are not merged yet" if adapted else "it holds the head alone"
-        uri = (family.get("base") or {}).get("uri", "models:/NAME/VERSION")
+        uri = family["base"]["uri"]
         raise ConfigError(
             f"a base needs the weights of its encoder, and {file} has none that stand alone: {why}; take what the run "
             f"left when it ended, base=runs:/ID, or what it began with, base={uri}"
