@@ -159,6 +159,10 @@ def config(**values: Any) -> Callable[[Path], None]:
     return lambda folder: change_json(folder / "config.json", lambda content: content.update(values))
 
 
+def pixels(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: change_json(folder / "preprocessor_config.json", lambda content: content.update(values))
+
+
 def tokenizer(part: str, **values: Any) -> Callable[[Path], None]:
     return lambda folder: change_json(folder / "tokenizer.json", lambda content: content[part].update(values))
 
@@ -177,13 +181,18 @@ def tokenizer(part: str, **values: Any) -> Callable[[Path], None]:
         ("bert", lambda folder: (folder / "config.json").unlink(), "needs config.json: it says which model this is"),
         ("bert", lambda folder: (folder / "tokenizer.json").unlink(), "got no tokenizer.json and no vocab.txt"),
         ("bert", lambda folder: (folder / "model.safetensors").unlink(), "got none"),
+        ("bert", config(hidden_size="big"), "transformers refuses the config of this bert: .*hidden_size"),
+        ("bert", config(num_attention_heads=0), "transformers cannot build a bert from its config: .*zero"),
+        ("bert", tokenizer("model", vocab=[1]), "needs its tokenizer or pixels described as transformers does"),
+        ("vit", pixels(image_mean=0.5), "needs its tokenizer or pixels described as transformers does"),
+        ("vit", pixels(image_std=[0.5]), "preprocessor_config.json needs image_mean and image_std of 3 numbers each"),
         ("electra", lambda folder: next(folder.glob("*-00001-*")).unlink(), "00001-of.* is missing or damaged"),
         ("vit", lambda folder: (folder / "preprocessor_config.json").unlink(), "needs preprocessor_config.json: it"),
         ("gpt2", lambda folder: None, "WordPiece tokenizer in lower case .*, got BPE behind"),
     ],
     ids=[
         "weight", "sizes", "code", "type", "capitals", "ids", "no_json", "list", "no_config", "no_tokenizer",
-        "no_weights", "no_shard", "no_pixels", "bpe",
+        "no_weights", "word_for_number", "no_heads", "no_pieces", "one_mean", "one_std", "no_shard", "no_pixels", "bpe",
     ],
 )  # fmt: skip
 def test_a_folder_that_will_not_do_says_why(

@@ -242,8 +242,14 @@ def model_config(config: Mapping[str, Any]) -> Any:
         )
     try:
         return transformers.AutoConfig.for_model(kind, **plain)
-    except (TypeError, ValueError, AttributeError, ImportError) as error:
+    except _faults() as error:
         raise ConfigError(f"transformers refuses the config of this {kind}: {error}") from None
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What transformers raises at settings of a wrong type or size."""
+    strict: type[Exception] = library("huggingface_hub").errors.StrictDataclassError
+    return (strict, ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def _refuse_code(node: Any, where: str) -> None:
@@ -265,5 +271,5 @@ def _built(settings: Any) -> nn.Module:
     transformers = library("transformers")
     try:
         return transformers.AutoModel.from_config(settings, trust_remote_code=False, dtype=torch.float32)
-    except (TypeError, ValueError, KeyError, AttributeError, ImportError, RuntimeError) as error:
+    except _faults() as error:
         raise ConfigError(f"transformers cannot build a {settings.model_type} from its config: {error}") from None

@@ -48,8 +48,11 @@ def hugging_face(where: str) -> Base:
     config = _read_json(folder / CONFIG, "it says which model this is")
     settings = backbones.model_config(config)
     name = re.sub(r"[^\w.-]+", "-", (folder.resolve().name if local else where.rpartition("/")[2]))
-    text = hasattr(settings, "vocab_size")
-    fields = _text_spec(folder, settings) if text else _image_spec(folder, settings)
+    try:
+        text = hasattr(settings, "vocab_size")
+        fields = _text_spec(folder, settings) if text else _image_spec(folder, settings)
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder} needs its tokenizer or pixels described as transformers does: {error}") from None
     spec = backbones.takes(name=name, num_features=1, source=f"Hugging Face {settings.model_type}, {where}", **fields)
     plain = {key: value for key, value in config.items() if key not in (*_IDLE, *backbones.OURS)}
     network = backbones.HuggingFace(spec=spec, config=plain, pooling="mean")
@@ -138,8 +141,10 @@ def _stored(folder: Path) -> dict[str, Tensor]:
     if whole.is_file():
         files = [whole]
     elif index.is_file():
-        names = set(map(str, _read_json(index, "it names the files").get("weight_map", {}).values()))
-        files = [folder / Path(name).name for name in sorted(names)]
+        places = _read_json(index, "it names the files").get("weight_map")
+        if not isinstance(places, dict):
+            raise ConfigError(f"{index} needs a weight_map from weights to files, got {type(places).__name__}")
+        files = [folder / Path(name).name for name in sorted(set(map(str, places.values())))]  # no others than its own
     else:
         pickles = sorted(path.name for suffix in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
         convert = f"from transformers import AutoModel as A; A.from_pretrained('{folder}').save_pretrained('{folder}')"
