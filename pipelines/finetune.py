@@ -41,10 +41,11 @@ def main(config: DictConfig) -> None:
     comparison.introduce(planned, order.reason)
     print("opening the run in MLflow ...", flush=True)
     with recorded(planned, resume=config.resume, pipeline="finetune", tags=order.tags) as (tracker, folder):
+        wanted = comparison.remembered(settings, folder)
         result = launch.launch(experiment, tracker=tracker, folder=folder, resume=config.resume is not None)
         for name, value in result.metrics.items():
             print(f"{name:24} {value:.4f}", flush=True)
-        comparison.compare(planned, config.control, tracker, folder)
+        comparison.compare(planned, tracker, folder, **wanted)
         print("drawing figures ...", flush=True)
     if planned.config.register:
         from neurofleet.release import register

@@ -103,7 +103,8 @@ def build_data(experiment: Experiment) -> ParquetDataModule:
     if family.get("encoder_spec", {}).get("kind") == "text":
         path = paths.home() / "bases" / family["base"]["sha256"] / "spec.json"
         if not path.is_file():
-            raise ConfigError(f"the base {family['base']['uri']} needs to lie in {path.parent}; fine-tune from it again")
+            uri = family["base"]["uri"]
+            raise ConfigError(f"the base {uri} needs to lie in {path.parent}; fine-tune from it again")
         data.speak(DataSpec.load(path))
     return data
 

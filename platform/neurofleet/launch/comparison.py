@@ -1,26 +1,35 @@
 """Comparison: what the start of a fine-tuned run was worth: its control trains too, and both meet on the test rows.
 
-The control is a run of its own below the fine-tuned one in MLflow.  What is found lies in the fine-tuned run's folder as
-evidence.json, among its metrics as `gain/...` and `forgetting/...`, and in its figures.
+The control is a run of its own below the fine-tuned one in MLflow.  What is found lies in the fine-tuned run's folder
+as evidence.json, among its metrics as `evidence/...`, and in its figures.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
 
 from neurofleet import checkpoint, launch
+from neurofleet.errors import DataError
 from neurofleet.launch.record import recorded
 from neurofleet.transfer import evidence, forgetting, order
 
 if TYPE_CHECKING:
     from neurofleet.experiment import Experiment
     from neurofleet.run import Plan
+    from neurofleet.spec import DataSpec
     from neurofleet.tracking import Tracker
 
 CONTROL = "control.json"  # the id of the run that a fine-tuned one is held against
+WANTED = "comparison.json"
 
 
 def introduce(planned: Plan, reason: str | None) -> None:
@@ -41,40 +50,128 @@ def introduce(planned: Plan, reason: str | None) -> None:
         print(f"{'inputs':24} {', '.join(family.bridge.steps)}")
 
 
-def compare(planned: Plan, kind: str | bool, tracker: Tracker, folder: Path) -> None:
-    """Hold a finished run against its control, and against what its base knew; log and print both, and draw them."""
-    experiment, spec = planned.experiment, planned.data.spec
+def remembered(wanted: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What a run was to be compared with when it began: `control` and `label_counts` of configs/finetune.yaml."""
+    path = folder / WANTED
+    if not path.is_file():
+        chosen = {name: wanted[name] for name in ("control", "label_counts")}
+        checkpoint.write(path, json.dumps(chosen).encode())
+    return dict(json.loads(path.read_text()))
+
+
+def compare(planned: Plan, tracker: Tracker, folder: Path, *, control: str | bool, label_counts: list[int]) -> None:
+    """Hold a finished run against its control, and against what its base knew; log, print and draw what comes of it.
+
+    control:      one of `order.CONTROLS`
+    label_counts: numbers of training rows with which both are trained again, for the curve of label efficiency
+    """
+    experiment, spec, kind = planned.experiment, planned.data.spec, control
+    drawings: dict[str, Callable[[Path], object]] = {}
     if kind not in ("off", False):
+        other = order.control(experiment, str(kind))
         print("training the control from a random start ...", flush=True)
-        gain, control = against(order.control(experiment, str(kind)), planned, tracker, folder)
-        log("gain", gain, tracker, folder)
-        print(f"{'gain':24} {gain}{'' if gain.is_outside else ' (within chance)'}", flush=True)
+        there = _train_control(other, planned, tracker, folder)
+        try:
+            ours, theirs = evidence.read_predictions(folder), evidence.read_predictions(there)
+            gain = evidence.gain(ours, theirs, spec, seed=experiment["seed"])
+        except DataError as error:
+            print(f"warning: the gain cannot be told: {error}", file=sys.stderr)
+        else:
+            _log("gain", gain, tracker, folder)
+            print(f"{'gain':24} {gain}{'' if gain.is_outside else ' (within chance)'}", flush=True)
+            drawings |= _of_gain(gain, folder, there, spec)
+        if label_counts:
+            drawings["label_efficiency"] = _of_labels(experiment, other, sorted(set(label_counts)), spec, folder)
+    _forgotten(planned, tracker, folder)
+    with mpl.rc_context({"text.parse_math": False}):
+        for name, drawing in drawings.items():
+            path = folder / "figures" / f"{name}.png"
+            path.parent.mkdir(exist_ok=True)
+            drawing(path)
+            tracker.log_artifact(path, "figures")
+
+
+def _forgotten(planned: Plan, tracker: Tracker, folder: Path) -> None:
+    experiment = planned.experiment
+    if experiment["family"]["method"] == "frozen":  # the very encoder that the base has
+        return
     tensors, _ = checkpoint.decode((folder / "weights.safetensors").read_bytes())
-    known = forgetting.predictions(experiment, spec, tensors)
-    if known is not None and experiment["family"]["method"] != "frozen":
+    known = forgetting.predictions(experiment, planned.data.spec, tensors)
+    if known is not None:
         old, before, after = known
         forgotten = evidence.forgetting(before, after, old, seed=experiment["seed"])
-        log("forgetting", forgotten, tracker, folder)
+        _log("forgetting", forgotten, tracker, folder)
         print(f"{'forgetting':24} {forgotten}", flush=True)
 
 
-def against(control: Experiment, planned: Plan, tracker: Tracker, folder: Path) -> tuple[evidence.Gain, Path]:
-    """Train the control of a finished run, or go on with it: what the run gained over it, and the control's folder."""
+def _of_gain(gain: evidence.Gain, ours: Path, theirs: Path, spec: DataSpec) -> dict[str, Callable[[Path], object]]:
+    from neurofleet.figures.confusion_matrices import confusion_matrices
+    from neurofleet.figures.gain import gain as draw_gain
+
+    def forest(path: Path) -> object:
+        numbers = (np.array([one]) for one in (gain.ours, gain.control, gain.low, gain.high))
+        own, control, low, high = numbers
+        return draw_gain(path, names=[spec.name], ours=own, control=control, low=low, high=high, metric=gain.metric)
+
+    drawings: dict[str, Callable[[Path], object]] = {"gain": forest}
+    if spec.task == "multiclass":
+        told = {"fine-tuned": ours, "from scratch": theirs}
+        said = {name: evidence.read_predictions(folder) for name, folder in told.items()}
+        targets = said["fine-tuned"].targets.tolist()
+        predictions = {name: one.outputs.argmax(dim=1).tolist() for name, one in said.items()}
+        title = f"{spec.name}: {spec.targets[0]}, test"
+        drawings["confusion_matrices"] = lambda path: confusion_matrices(
+            targets, predictions, spec.classes, path, title=title
+        )
+    return drawings
+
+
+def _of_labels(
+    experiment: Experiment, control: Experiment, counts: Sequence[int], spec: DataSpec, folder: Path
+) -> Callable[[Path], object]:
+    """Train both with fewer labels, here and untracked, and draw their scores."""
+    from neurofleet.figures.label_efficiency import label_efficiency
+    from neurofleet.run import run
+
+    local = {"launcher": {"name": "local"}}
+    scores: list[list[float]] = [[], []]
+    for count in counts:
+        for place, one in enumerate((experiment, control)):
+            part = folder / "labels" / f"{count}-{('fine-tuned', 'control')[place]}"
+            if not (part / "predictions.safetensors").is_file():
+                print(f"training with {count} labels, {part.name.partition('-')[2]} ...", flush=True)
+                run(
+                    one | local | {"data": one["data"] | {"train_rows": count}},
+                    folder=part,
+                    resume=(part / "experiment.yaml").is_file(),
+                )
+            scores[place].append(evidence.score(evidence.read_predictions(part), spec))
+    fine_tuned, from_scratch = (np.array(row)[:, None] for row in scores)
+    return functools.partial(
+        label_efficiency,
+        num_labels=np.array(counts),
+        fine_tuned=fine_tuned,
+        from_scratch=from_scratch,
+        metric=evidence.METRICS[spec.task],
+        title=f"{spec.name}: label efficiency",
+    )
+
+
+def _train_control(control: Experiment, planned: Plan, tracker: Tracker, folder: Path) -> Path:
+    """Train the control of a finished run, or go on with it; its folder."""
     from neurofleet.run import plan
 
     mark = folder / CONTROL
     resume = json.loads(mark.read_text())["run_id"] if mark.is_file() else None
-    data = planned.data
-    other = plan(control, data)
     tags = {"mlflow.parentRunId": tracker.run_id, "control_of": tracker.run_id}
-    with recorded(other, resume=resume, pipeline="finetune", tags=tags) as (own_tracker, own_folder):
+    made = plan(control, planned.data)
+    with recorded(made, resume=resume, pipeline="finetune", tags=tags) as (own_tracker, own_folder):
         checkpoint.write(mark, json.dumps({"run_id": own_tracker.run_id}).encode())
         launch.launch(control, tracker=own_tracker, folder=own_folder, resume=resume is not None)
-    ours, theirs = evidence.read_predictions(folder), evidence.read_predictions(own_folder)
-    return evidence.gain(ours, theirs, data.spec, seed=control["seed"]), own_folder
+    return own_folder
 
 
-def log(name: str, gain: evidence.Gain, tracker: Tracker, folder: Path) -> None:
+def _log(name: str, gain: evidence.Gain, tracker: Tracker, folder: Path) -> None:
     """One finding among the run's metrics, and in its evidence.json."""
     values = {name: gain.difference, f"{name}_low": gain.low, f"{name}_high": gain.high}
     tracker.log_metrics(0, 0.0, {f"evidence/{key}": value for key, value in values.items()})

@@ -5,8 +5,9 @@ Their own dropout stays off: what is random in training comes from the context a
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def put_in(module: nn.Module, method: str, *, rank: int, seed: int, run: Callabl
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, module, adapter_name=NAME)
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(_is_adapter(name))
+        parameter.requires_grad_(is_adapter(name))
 
 
 def _called(module: nn.Module, run: Callable[[], object], kinds: tuple[type[nn.Module], ...]) -> list[str]:
@@ -64,8 +65,21 @@ def _called(module: nn.Module, run: Callable[[], object], kinds: tuple[type[nn.M
     return [name for name, _ in layers if name in called]
 
 
-def _is_adapter(name: str) -> bool:
+def is_adapter(name: str) -> bool:
     return any(part in ("lora_A", "lora_B", "ia3_l") for part in name.split("."))
+
+
+@contextlib.contextmanager
+def switched_off(module: nn.Module) -> Iterator[None]:
+    """While it lasts, the module is what it was before adapters were put in; one without any is not touched."""
+    layers: list[Any] = [one for one in module.modules() if hasattr(one, "enable_adapters")]
+    for one in layers:
+        one.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for one in layers:
+            one.enable_adapters(True)
 
 
 def merged(module: nn.Module, state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -75,7 +89,7 @@ def merged(module: nn.Module, state: Mapping[str, Tensor], prefix: str) -> dict[
 
     plain = {}
     for name, tensor in state.items():
-        if not _is_adapter(name):
+        if not is_adapter(name):
             plain[name.replace(".base_layer.", ".")] = tensor
     for name, layer in module.named_modules():
         if not isinstance(layer, BaseTunerLayer):

@@ -36,20 +36,11 @@ from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
 from neurofleet.transfer import adapters, base, methods
 from neurofleet.transfer.bridge import STATISTICS, Bridge
+from neurofleet.transfer.encoders import Features, as_spec, drop_heads
 
 AFFINE_SITE, PARTNER_SITE, SHARE_SITE, HEAD_SITE = range(5000, 5004)  # beyond those of any encoder
+SHOWN_ROWS, SHOWN_AT_ONCE = 1000, 64  # of the map of features
 MEASURED_ROWS = 2  # as few as show what an encoder gives
-
-
-class _Features(nn.Module):
-    """What an encoder makes of inputs as a forward, for `functional_call`."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, inputs: Tensor, context: Context | None) -> Tensor:
-        return self.encoder.features(inputs, context)  # type: ignore[operator]
 
 
 class Finetuned(SupervisedFamily):
@@ -109,7 +100,7 @@ class Finetuned(SupervisedFamily):
         self.bridge = Bridge(spec, self.encoder_spec, statistics)
         self.encoder = encoder(spec=self.encoder_spec)
         self.dropped = drop_heads(self.encoder)
-        self._features = (_Features(self.encoder),)  # in a tuple: its parameters stand in `encoder` already
+        self._features = (Features(self.encoder),)  # in a tuple: its parameters stand in `encoder` already
         num_features = self._try_encoder().shape[1]
         self.blocks = methods.blocks(self.encoder, self._try_encoder)
         self.thaws = methods.thaws(method, share, len(self.blocks))
@@ -177,7 +168,8 @@ class Finetuned(SupervisedFamily):
     def origins(self) -> tuple[dict[str, Tensor], dict[str, torch.Size], dict[str, Tensor]]:
         """Tensors that came with the base, the shapes of those of it that were dropped, and new tensors, by name."""
         state = self._features[0].state_dict() | self.state_dict()
-        kept = {name: tensor for name, tensor in state.items() if name.startswith("encoder.") and not self.random_start}
+        came = set() if self.random_start else {name for name in state if name.startswith("encoder.")}
+        kept = {name: tensor for name, tensor in state.items() if name in came and not adapters.is_adapter(name)}
         new = {name: tensor for name, tensor in state.items() if name not in kept}
         return kept, {f"encoder.{name}": shape for name, shape in self.dropped.items()}, new
 
@@ -270,6 +262,23 @@ class Finetuned(SupervisedFamily):
         loss = (losses[0] + share * (losses[1] - losses[0])).squeeze()
         return Objective(loss, self._quick_metrics(outputs, targets) if context.measure else {})
 
+    def exhibits(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        shown = super().exhibits(batch)
+        if self.settled or self.random_start:
+            return shown
+        inputs, targets = (tensor[:SHOWN_ROWS] for tensor in batch)
+        parts = inputs.split(SHOWN_AT_ONCE)
+        after = torch.cat([self._embed(part, None) for part in parts])
+        with adapters.switched_off(self.encoder):
+            start = {}
+            if self.method not in methods.ADAPTERS:  # else the weights are still those of the base
+                found = base.weights(self.base["sha256"], self.base["uri"])
+                own = self.encoder.state_dict()
+                start = {f"encoder.{name}": found[name].to(tensor) for name, tensor in own.items()}
+            network = self._features[0]
+            before = torch.cat([functional_call(network, start, (self.bridge(part), None)) for part in parts])
+        return shown | {"embedding_map": {"before": before, "after": after, "targets": targets}}
+
     def make_optimizer(self) -> torch.optim.Optimizer:
         if self.layer_decay == 1:
             return super().make_optimizer()
@@ -286,21 +295,6 @@ class Finetuned(SupervisedFamily):
         for group, (_, factor) in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] = group["initial_lr"] = group["lr"] * factor
         return optimizer
-
-
-def as_spec(values: Mapping[str, Any], spec: DataSpec) -> DataSpec:
-    """An encoder's spec; the vocabulary of a text, which is long, stands in the data's spec alone."""
-    vocabulary = {"vocabulary": list(spec.vocabulary)} if values["kind"] == "text" else {}
-    return DataSpec.from_dict({**values, **vocabulary})
-
-
-def drop_heads(encoder: nn.Module) -> dict[str, torch.Size]:
-    """Delete what of an encoder's network follows its features; the shapes of its parameters and buffers."""
-    before = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
-    for name in encoder.heads:  # type: ignore[union-attr]
-        *place, last = name.split(".")
-        delattr(encoder.get_submodule(".".join(place)), last)
-    return {name: shape for name, shape in before.items() if name not in encoder.state_dict()}
 
 
 def _some(names: list[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -15,8 +14,8 @@ from neurofleet.experiment import Experiment
 from neurofleet.families._supervised import SupervisedFamily
 from neurofleet.spec import DataSpec
 from neurofleet.transfer import base as bases
+from neurofleet.transfer.encoders import as_spec
 from neurofleet.transfer.evidence import Predictions
-from neurofleet.transfer.finetuned import as_spec
 
 PREFIX = "encoder."
 ROWS = 512  # in a pass
@@ -52,8 +51,8 @@ def _test_rows(spec: DataSpec) -> tuple[Tensor, Tensor] | None:
         folder, disk = catalog.locate(spec.name), catalog.load_spec(spec.name)
     except DataError:
         return None
-    known = {"input_mean": spec.input_mean, "input_std": spec.input_std, "num_rows": spec.num_rows}
-    same = dataclasses.replace(disk, **known, target_mean=spec.target_mean, target_std=spec.target_std) == spec
+    measured = ("input_mean", "input_std", "target_mean", "target_std", "num_rows")
+    same = disk.to_dict() | {name: getattr(spec, name) for name in measured} == spec.to_dict()
     # Other statistics are those of another division of the rows, unless all but the test rows were trained on.
     if not same or (disk.input_mean != spec.input_mean and spec.num_rows["val"] > 0):
         return None

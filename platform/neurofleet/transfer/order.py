@@ -69,7 +69,9 @@ def resumed(experiment: Experiment) -> Order:
         raise ConfigError(
             "finetune resume=ID needs a run of finetune; go on with this one by: neurofleet train resume=ID"
         )
-    return Order(experiment, experiments.build_data(experiment), {}, None)
+    base = experiment["family"]["base"]
+    tags = {"base.uri": base["uri"], "base.sha256": base["sha256"]}
+    return Order(experiment, experiments.build_data(experiment), tags, None)
 
 
 def control(experiment: Experiment, kind: str) -> Experiment:

@@ -1,0 +1,38 @@
+"""Encoders: what a base's network is without what followed its features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurofleet.spec import DataSpec
+from neurofleet.steps import Context
+
+
+class Features(nn.Module):
+    """What an encoder makes of inputs as a forward, for `functional_call`."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, inputs: Tensor, context: Context | None) -> Tensor:
+        return self.encoder.features(inputs, context)  # type: ignore[operator]
+
+
+def as_spec(values: Mapping[str, Any], spec: DataSpec) -> DataSpec:
+    """An encoder's spec; the vocabulary of a text, which is long, stands in the data's spec alone."""
+    vocabulary = {"vocabulary": list(spec.vocabulary)} if values["kind"] == "text" else {}
+    return DataSpec.from_dict({**values, **vocabulary})
+
+
+def drop_heads(encoder: nn.Module) -> dict[str, torch.Size]:
+    """Delete what of an encoder's network follows its features; the shapes of its parameters and buffers."""
+    before = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
+    for name in encoder.heads:  # type: ignore[union-attr]
+        *place, last = name.split(".")
+        delattr(encoder.get_submodule(".".join(place)), last)
+    return {name: shape for name, shape in before.items() if name not in encoder.state_dict()}
