@@ -13,7 +13,7 @@ import pytest
 
 from neurofleet import experiment
 from neurofleet.errors import ConfigError
-from neurofleet.experiment import compose
+from neurofleet.experiment import compose, sweep
 from neurofleet.experiment.check import check_search
 from neurofleet.experiment.compose import as_text, composed, parsed, plain
 from neurofleet.experiment.sweep import Composer, Dimension, grid_size, parse
@@ -272,7 +272,10 @@ POINTS: list[tuple[list[str], dict[str, str], list[dict[str, Any]]]] = [
     (
         ["data=env/pendulum", "family=ppo"],
         {"+data.settings.g": "9.81,1.6", "family.network.hidden": "[8],[16,16]"},
-        [{"+data.settings.g": 1.6, "family.network.hidden": [16, 16]}],
+        [
+            {"+data.settings.g": 9.81, "family.network.hidden": [8]},
+            {"+data.settings.g": 1.6, "family.network.hidden": [16, 16]},
+        ],
     ),
 ]
 
@@ -293,6 +296,17 @@ def test_a_point_is_the_experiment_that_train_would_run(
                 node = node[name]
             if node is not found and not isinstance(value, dict) and "${" not in str(value):
                 assert_same(node, value)
+
+
+def test_a_key_that_is_added_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = ["data=env/pendulum", "family=ppo"]
+    composer = Composer(fixed, parse(["+data.settings.g=interval(1,10)", "++seed=range(9)"], {})[1])
+    points = [{"+data.settings.g": 1.5 + place, "++seed": place} for place in range(4)]
+    expected = [compose([*fixed, *composer.overrides(point)]) for point in points]
+    monkeypatch.setattr(sweep, "composed", None)
+    monkeypatch.setattr(sweep, "compose", None)
+    for point, one in zip(points, expected, strict=True):
+        assert_same(composer.experiment(point), one)
 
 
 def test_points_do_not_share_anything() -> None:

@@ -2,7 +2,7 @@
 
 Hydra composes an experiment in some 50 ms, which is longer than many a trial takes in a stack.  So it composes once
 for each choice of config files; plain values are then put in place.  What that cannot do exactly as Hydra does
-(interpolations, dicts that merge, keys that are added) is composed by Hydra each time.
+(interpolations, dicts that merge) is composed by Hydra each time.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Composer:
         self.study: str | None = sections["study"]
         self.fixed = [override for override in fixed if root(override.split("=")[0]) not in sections]
         self._groups = [key for key in space if is_group(key)]
-        self._places = {key: key.split(".") for key in space if key not in self._groups}
+        self._places = {key: bare(key).split(".") for key in space if key not in self._groups}
+        self._added = [key for key in self._places if key != bare(key)]
         self._templates: dict[str, Experiment | None] = {}
         self._count_grid()
         self._need_numbers()
@@ -64,7 +65,7 @@ class Composer:
         lacking = [key for key in self.space if key not in params]
         if lacking:
             raise ConfigError(f"a trial needs a value for each searched key, lacking {', '.join(lacking)}")
-        template = self._template({key: params[key] for key in self._groups})
+        template = self._template(params)
         made = _copied(template)
         if made is not None and all(_put(made, place, params[key]) for key, place in self._places.items()):
             return check(made)
@@ -98,11 +99,15 @@ class Composer:
         content = {"defaults": [*defaults, "_self_"]} | values
         return "# @package _global_\n" + yaml.safe_dump(content, sort_keys=False)
 
-    def _template(self, groups: Mapping[str, Any]) -> Experiment | None:
-        """The experiment but for its plain values; None where these cannot be put in place."""
-        choice = json.dumps(groups)
+    def _template(self, params: Mapping[str, Any]) -> Experiment | None:
+        """The experiment but for its plain values; None where these cannot be put in place.  A key that is added has
+        a place only once Hydra has added it, be it with the first point's value."""
+        if not all(_is_plain(params[key]) for key in self._added):
+            return None
+        choice = json.dumps([params[key] for key in self._groups])
         if choice not in self._templates:
-            config = composed("train", [*self.fixed, *self.overrides(groups)])
+            first = {key: params[key] for key in (*self._groups, *self._added)}
+            config = composed("train", [*self.fixed, *self.overrides(first)])
             self._templates[choice] = None if has_interpolations(config) else from_config(config)
         return self._templates[choice]
 
