@@ -56,7 +56,7 @@ def finetune(overrides: tuple[str, ...]) -> None:
 @neurofleet.command(context_settings=RAW, add_help_option=False)
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def tune(overrides: tuple[str, ...]) -> None:
-    """Search settings: neurofleet tune family=mlp 'optimizer.lr=tag(log,interval(1e-4,1e-1))'"""
+    """Search settings, or finder=lr|batch_size: neurofleet tune family=mlp 'optimizer.lr=interval(1e-4,1e-1)'"""
     _script("tune", overrides)
 
 
