@@ -63,9 +63,17 @@ class Dimension:
         """All values in order; None where they cannot be counted."""
         if self.kind == "categorical" or self.size is None:
             return self.choices or None
+        return tuple(self._at(index) for index in range(self.size))
+
+    def _at(self, index: int) -> float:
         number = int if self.kind == "int" else float
-        low, step = Decimal(str(self.low)), Decimal(str(self.step))
-        return tuple(number(low + index * step) for index in range(self.size))
+        return number(Decimal(str(self.low)) + index * Decimal(str(self.step)))
+
+    def nearest(self, value: float) -> float:
+        """The value of the range that is nearest: sums of steps drift off it, as in 0.1 + 0.2."""
+        if self.low is None or self.step is None or self.size is None:
+            return value
+        return self._at(min(max(round((value - self.low) / self.step), 0), self.size - 1))
 
 
 Space = dict[str, Dimension]  # by key, as on the command line: optimizer.lr, family, family@family.encoder, +new.key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import optuna
@@ -83,7 +84,8 @@ def _changed(value: Any, distribution: BaseDistribution, draws: random.Random) -
     if isinstance(distribution, IntDistribution) and distribution.log:
         neighbours = [max(low, value // 2), min(high, value * 2)]
     else:
-        step = distribution.step or 1
-        neighbours = [value - step, value + step]
+        low_, step = Decimal(str(low)), Decimal(str(distribution.step or 1))
+        place = round((value - low) / float(step))  # sums of steps would drift off the range
+        neighbours = [type(value)(low_ + (place + move) * step) for move in (-1, 1)]
     inside = [one for one in neighbours if low <= one <= high and one != value]
     return draws.choice(inside) if inside else value

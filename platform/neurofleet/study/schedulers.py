@@ -164,8 +164,7 @@ class PopulationBased(Scheduler):
                 mutated[key] = _drawn(dimension, draws)
             elif dimension.low is not None and dimension.high is not None:
                 moved = min(max(values[key] * factor, dimension.low), dimension.high)
-                if dimension.step is not None:
-                    moved = dimension.low + round((moved - dimension.low) / dimension.step) * dimension.step
+                moved = dimension.nearest(moved)
                 mutated[key] = int(moved) if dimension.kind == "int" else float(moved)
         return mutated
 

@@ -252,7 +252,12 @@ def values(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for key, dimension in space.items():
         words = {_word(choice): choice for choice in dimension.choices if isinstance(choice, list | dict)}
-        found[key] = words.get(params[key], params[key]) if isinstance(params[key], str) else params[key]
+        value = params[key]
+        if isinstance(value, str):
+            value = words.get(value, value)
+        elif dimension.kind == "float" and not dimension.log:
+            value = dimension.nearest(value)  # optuna adds steps up
+        found[key] = value
     return found
 
 
