@@ -3,7 +3,7 @@
 Trials fit into a stack if their experiments differ only in the seed, the schedule, the settings of one optimizer, the
 gradient's bound, and floats of the family.  Whether torch can run the objective of such a family under `vmap`, and
 whether floats that differ reach every trial, is not taken on trust: before a stack trains, losses and gradients of its
-first batch are computed both ways and compared.
+first batch are computed both ways and compared, as of its first step and of its last.
 """
 
 from __future__ import annotations
@@ -149,7 +149,14 @@ def check(stack: Stack) -> None:
     """
     alike = len({signature(trial.plan, exact=True) for trial in stack.trials}) == 1
     trials = stack.trials[:1] if alike else stack.trials
-    batch, context = _first_batch(trials[0].plan, stack)
+    batch, begin = _first_batch(trials[0].plan, stack)
+    last = stack.loader.num_steps - 1
+    end = dataclasses.replace(begin, step=last, progress=last / stack.loader.num_steps)
+    for context in (begin, end) if last else (begin,):  # some rules are other ones towards the end
+        _compare(stack, trials, batch, context)
+
+
+def _compare(stack: Stack, trials: Sequence[Trial], batch: Batch, context: Context) -> None:
     try:
         losses, gradients = stack.probe(batch, context)
     except UserError:
