@@ -75,10 +75,7 @@ class RowSupply(Supply):
 
     def raw(self, stage: str, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets as they are, whatever the family makes of them."""
-        inputs, targets = (
-            tensor.to(device, self.dtype if tensor.is_floating_point() else None) for tensor in self.data.rows(stage)
-        )
-        return inputs, targets
+        return self.data.rows_as(stage, device, self.dtype)
 
     def settle(self, device: torch.device, report: Callable[[str, int, int], None]) -> None:
         for stage in ("train", "val", "test") if self.family.settled else ():

@@ -15,7 +15,7 @@ from neurofleet import experiment as experiments
 from neurofleet.experiment import Composer
 from neurofleet.study import session, storage
 from neurofleet.study.display import Display
-from neurofleet.study.engine import SIZE, Engine, objectives
+from neurofleet.study.engine import Engine, objectives
 from neurofleet.study.lane import Lane
 from neurofleet.study.schedulers import Scheduler
 
@@ -71,14 +71,7 @@ def studied(home: Path) -> Callable[..., Studied]:
         planned = session.begin(session.Order(name, composer, [], None, failed_only))
         scheduler: Scheduler = experiments.build(composer.scheduler, "scheduler")
         aims = objectives(composer.search)
-        measured = [metric for metric in aims if metric != SIZE]
-        lane = Lane(
-            wanted=frozenset(measured),
-            rank=next(iter(aims.items())) if len(aims) == 1 and measured else None,
-            fuse=composer.search["fuse"],
-            max_stack=composer.search["max_stack"],
-            lockstep=scheduler.compares,
-        )
+        lane = Lane(**session.lane_settings(composer.search, scheduler))
         directions = [StudyDirection.MINIMIZE if sign == 1 else StudyDirection.MAXIMIZE for sign in aims.values()]
         told: Any = Told()
         with storage.opened(name, directions) as opened:

@@ -17,9 +17,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from neurofleet import checkpoint
 from neurofleet import experiment as experiments
-from neurofleet.errors import ConfigError
+from neurofleet.errors import ConfigError, RunError
 from neurofleet.run import run
-from neurofleet.study import engine, storage
+from neurofleet.study import cohort, engine, single, storage
+from neurofleet.study.fused import Stack
 from neurofleet.study.lane import Lane
 
 RATES = "optimizer.lr=tag(log,interval(1e-3,1e-1))"
@@ -307,3 +308,83 @@ def test_bohb_draws_from_what_brackets_gave_up(studied: Any) -> None:
     assert rungs == {1, 3}
     drawn = ["tpe:relative_params:0" in trial.system_attrs for trial in done.trials]
     assert drawn == [False] * 8 + [True] * 16, "what was pruned counts among the first 8"
+
+
+SEEDS = ["search=grid", "seed=0,1,2", "trainer.max_epochs=4"]
+
+
+def test_a_trial_that_breaks_harms_no_other(
+    studied: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, in_a_stack, alone = studied(*SEEDS, name="whole"), Stack._train, single.run_chunk
+
+    def breaks(stack: Stack) -> Any:
+        if stack.loader.step == 2:
+            raise IndexError("beyond its table")
+        yield from in_a_stack(stack)
+
+    def breaks_by_seed(family: Any, chunk: Any, optimizer: Any) -> Any:
+        if family.recipe.seed == 1:
+            raise IndexError("beyond its table")
+        return alone(family, chunk, optimizer)
+
+    monkeypatch.setattr(Stack, "_train", breaks)
+    monkeypatch.setattr(single, "run_chunk", breaks_by_seed)
+    done = studied(*SEEDS)
+    assert done.states == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert done.trials[1].user_attrs["failure"].startswith("IndexError: beyond its table (test_engine.py, line ")
+    for place in (0, 2):
+        assert done.trials[place].value == pytest.approx(whole.trials[place].value, rel=1e-12)
+        assert done.trials[place].intermediate_values == pytest.approx(whole.trials[place].intermediate_values)
+    said = capsys.readouterr().out
+    assert "3 trials of a stack begin again, each alone: IndexError: beyond its table" in said
+    assert "trial 1 failed: IndexError: beyond its table" in said
+
+
+@pytest.mark.parametrize("where", ["start", "_train"])
+def test_one_error_in_the_first_three_trials_ends_a_study(
+    studied: Any, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def breaks(*_: Any) -> Any:
+        raise IndexError("beyond its table")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cohort.Trial if where == "start" else single.Single, where, breaks)
+        with pytest.raises(RunError, match=r"the first \d trials failed by one error: IndexError: beyond its table"):
+            studied(RATES, "search.num_trials=5", "search.fuse=pack")
+    done = studied(RATES, "search.num_trials=5", "search.fuse=pack", failed_only=True)
+    assert set(done.states[5:]) == {"COMPLETE"}
+
+
+def test_each_trial_has_epochs_of_its_own_under_a_scheduler(studied: Any) -> None:
+    settings = ["search=grid", "trainer.max_epochs=2,9,4", "optimizer.lr=0.001,0.01,0.03", "scheduler=asha"]
+    done = studied(*settings)
+    longest = {one.number: max(one.intermediate_values) for one in done.trials}
+    for trial in done.trials:
+        if trial.state == TrialState.COMPLETE:
+            assert longest[trial.number] == trial.params["trainer.max_epochs"]
+        else:
+            assert longest[trial.number] in (1, 3)
+    assert sorted(longest.values())[-1] == 9, "rungs go on beyond the first trial's end"
+    assert Counter(done.states)["PRUNED"] >= 5
+
+
+@pytest.mark.parametrize("metric", ["latency_ms", "num_parameters", "weights_bytes"])
+def test_what_is_measured_after_training_may_be_the_only_objective(studied: Any, metric: str) -> None:
+    done = studied("search=grid", "family.hidden=[4],[64]", f"search.metric={metric}", "trainer.max_epochs=1")
+    assert done.states == ["COMPLETE"] * 2
+    assert all(trial.value > 0 for trial in done.trials)
+    if metric != "latency_ms":
+        assert done.best.number == 0
+    assert json.loads((done.folder / "best" / "trial.json").read_text())["trial"] == done.best.number
+
+
+def test_values_stay_on_their_range(studied: Any) -> None:
+    settings = ["family.dropout=range(0.0,0.8,0.1)", "trainer.max_epochs=1", "search.num_trials=40"]
+    settings += ["search=evolution", "search.sampler.population_size=4", "search.sampler.sample_size=2"]
+    done = studied(*settings)
+    grid = {round(0.1 * place, 1) for place in range(8)}
+    assert {one.user_attrs.get("failure") for one in done.trials} == {None}
+    seen = {storage.values(done.composer.space, one.params)["family.dropout"] for one in done.trials}
+    assert seen <= grid
+    assert {one.params["family.dropout"] for one in done.trials[8:]} <= grid, "children too"

@@ -122,6 +122,10 @@ UNFIT = {
         ["search.metric=val/acuracy"],
         r"search.metric needs one of val/loss, val/accuracy, val/f1, .*num_parameters.*, got 'val/acuracy'",
     ),
+    "a scheduler that has nothing to go by": (
+        ["search.metric=num_parameters", "scheduler=asha"],
+        r"a scheduler judges trials by a score of each validation, got search.metric=num_parameters",
+    ),
     "no validation rows": (["data.train_splits=[train,val]"], "a study compares trials on validation rows, got none"),
     "a family that does not fit": (["family=cnn"], "families that fit"),
 }

@@ -12,12 +12,14 @@ targets) in proportion.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 import pyarrow as pa
+import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -77,6 +79,7 @@ class ParquetDataModule(LightningDataModule):
                 "split 0, some of which another division tests on; set data.split=0"
             )
         self._rows: dict[str, Rows] = {}
+        self._copies: dict[tuple[str, torch.device, torch.dtype], Rows] = {}
         self.settled: dict[str, Tensor] = {}  # what families made of inputs once for all, by their keys
 
     @cached_property
@@ -124,6 +127,21 @@ class ParquetDataModule(LightningDataModule):
                 codec.encode(table, self.spec, where), codec.encode_targets(table, self.spec, where)
             )
         return self._rows[stage]
+
+    def rows_as(self, stage: str, device: torch.device, dtype: torch.dtype) -> Rows:
+        """The same on a device, floats in that type: one copy for all who ask."""
+        rows = self.rows(stage)
+        key = stage, device, dtype
+        if key not in self._copies:
+            self._copies[key] = Rows(*(one.to(device, dtype if one.is_floating_point() else None) for one in rows))
+        return self._copies[key]
+
+    def with_batch_size(self, batch_size: int) -> ParquetDataModule:
+        """The same rows, none of them read again, in batches of another size."""
+        _check_count("data.batch_size", batch_size, at_least=1)
+        other = copy.copy(self)
+        other.batch_size = batch_size
+        return other
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return self._loader("train", shuffle=True)

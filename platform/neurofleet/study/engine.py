@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 from optuna.trial import FrozenTrial, TrialState
 
-from neurofleet.errors import ConfigError, UserError
+from neurofleet.errors import ConfigError, RunError, UserError
 from neurofleet.experiment import Composer, Experiment
+from neurofleet.experiment.space import bare
 from neurofleet.run import Plan
 from neurofleet.study import storage
 from neurofleet.study.cohort import Learnt
@@ -62,7 +63,7 @@ class Engine:
         planned: Plan,
     ) -> None:
         self.composer, self.opened, self.lanes, self.scheduler = composer, opened, lanes, scheduler
-        self.tracker, self.display, self.max_epochs = tracker, display, planned.config.max_epochs
+        self.tracker, self.display, self.max_epochs = tracker, display, longest(composer, planned)
         self._per_epoch = planned.supply.steps_per_epoch
         self.study = opened.study
         self.objectives = objectives(composer.search)
@@ -72,7 +73,7 @@ class Engine:
         self._values: dict[int, dict[str, Any]] = {}  # of searched keys, as they are now
         self._ids: dict[int, int] = {}
         self._scores: dict[int, dict[float, float]] = {}  # as a scheduler takes them
-        self._refusals: list[str] = []
+        self._broken: list[str] | None = []  # how the first trials broke; None once one did not
         metric, sign = next(iter(self.objectives.items()))
         self._metric, self._sign = metric, sign
         self._waves = Waves(opened, composer.space, composer.search)
@@ -80,6 +81,8 @@ class Engine:
         for trial in opened.trials():
             self._know(trial)
             self._num_over += trial.state.is_finished()
+            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+                self._broken = None
         for trial in opened.undelivered():  # one that did come to the tracker is not sent twice
             self._send(trial)
 
@@ -97,10 +100,12 @@ class Engine:
             for line in said:
                 self.display.say(line)
             self._take(refused)
+            self._need_unbroken()
             self._need_buildable()
             while self.lanes.training:
                 reports = self.lanes.round(self.display.tick)
                 self._take(reports)
+                self._need_unbroken()
                 self._judge({report.epoch for report in reports if report.state is None})
                 if time.monotonic() >= self._deadline:  # what has not been measured stays to be trained
                     self._take([one for one in self.lanes.drop(self.lanes.training) if one.scores])
@@ -192,6 +197,8 @@ class Engine:
             if bad:
                 state, values = TrialState.FAIL, None
                 failure = f"{bad[0]} needs a finite value, got {scores.get(bad[0])}"
+        if self._broken is not None:
+            self._broken = [*self._broken, str(failure)] if report.broke else None
         about = {"scores": report.scores | report.measures, SIZE: report.num_parameters, "failure": failure}
         for name, value in about.items():
             if value is not None:
@@ -254,8 +261,25 @@ class Engine:
         )
         raise ConfigError(f"a study needs trials that can be built, and none of {len(failures)} can: {shown}")
 
+    def _need_unbroken(self) -> None:
+        """Where nothing but one error comes of the first trials, more would not help."""
+        broken = self._broken or []
+        if len(broken) >= min(UNBUILDABLE, self.composer.search["num_trials"]) and len(set(broken)) == 1:
+            raise RunError(
+                f"the first {len(broken)} trials failed by one error: {broken[0]}; mend it, then go on: "
+                f"neurofleet tune study={self.study.study_name} failed_only=true"
+            )
+
     def _show(self) -> None:
         self.display.show(self.opened.trials, self.opened.best)
+
+
+def longest(composer: Composer, planned: Plan) -> int:
+    """The epochs of the longest trial.  Where they are searched each trial has its own, and schedulers go by epochs."""
+    searched = next((one for key, one in composer.space.items() if bare(key) == "trainer.max_epochs"), None)
+    if searched is None:
+        return planned.config.max_epochs
+    return int(max(searched.choices or (searched.high or 0,)))
 
 
 def objectives(search: Mapping[str, Any]) -> dict[str, int]:

@@ -21,14 +21,14 @@ from neurofleet import experiment as experiments
 from neurofleet import launch, progress
 from neurofleet.errors import ConfigError, UserError
 from neurofleet.experiment import Composer, Dimension
-from neurofleet.experiment.check import GRID, study_name
+from neurofleet.experiment.check import GRID, NEVER, study_name
 from neurofleet.experiment.compose import parsed
 from neurofleet.experiment.space import bare, parse, plain_value
 from neurofleet.launch.relay import relayed
 from neurofleet.run import Plan, plan
 from neurofleet.study import storage
 from neurofleet.study.display import Display
-from neurofleet.study.engine import UNBUILDABLE, Engine, Lanes, objectives
+from neurofleet.study.engine import UNBUILDABLE, Engine, Lanes, longest, objectives
 from neurofleet.study.lane import MEASURES, Lane
 from neurofleet.study.record import recorded
 from neurofleet.study.schedulers import Never, Scheduler
@@ -135,6 +135,11 @@ def begin(order: Order) -> Plan:
     for metric in objectives(order.composer.search):
         if metric not in (*known, *MEASURES):
             raise ConfigError(f"search.metric needs one of {', '.join((*known, *MEASURES))}, got {metric!r}")
+        if metric in MEASURES and order.composer.scheduler["_target_"] != NEVER:
+            raise ConfigError(
+                f"a scheduler judges trials by a score of each validation, got search.metric={metric}, which is "
+                "measured once they are trained; take scheduler=none, or a metric of validation"
+            )
     return planned
 
 
@@ -241,23 +246,29 @@ def _name_metrics(study: optuna.Study, metrics: list[str]) -> None:
         study.set_metric_names(metrics)
 
 
-@contextlib.contextmanager
-def _lanes(order: Order, scheduler: Scheduler, planned: Plan) -> Iterator[Lanes]:
-    """Where the trials train: in this process, in as many actors as the launcher has workers, or under Ray Tune."""
-    search, aims = order.composer.search, objectives(order.composer.search)
-    settings = {
+def lane_settings(search: Mapping[str, Any], scheduler: Scheduler) -> dict[str, Any]:
+    """What `Lane` takes."""
+    aims = objectives(search)
+    return {
         "wanted": frozenset(aims),
-        "rank": next(iter(aims.items())) if len(aims) == 1 and not {*aims} & {*MEASURES} else None,
+        "rank": next(iter(aims.items())) if len(aims) == 1 else None,
         "fuse": search["fuse"],
         "max_stack": search["max_stack"],
         "lockstep": scheduler.compares,
     }
+
+
+@contextlib.contextmanager
+def _lanes(order: Order, scheduler: Scheduler, planned: Plan) -> Iterator[Lanes]:
+    """Where the trials train: in this process, in as many actors as the launcher has workers, or under Ray Tune."""
+    search, settings = order.composer.search, lane_settings(order.composer.search, scheduler)
     launcher = planned.experiment["launcher"]
     if search["fuse"] == "off":
         from neurofleet.study.stock import stock
 
         folder = storage.folder(order.name) / "ray_tune"
-        with stock(planned.experiment, order.composer.scheduler, settings, folder) as lanes:
+        max_epochs = longest(order.composer, planned)
+        with stock(planned.experiment, order.composer.scheduler, settings, folder, max_epochs) as lanes:
             yield lanes
     elif launcher["name"] == "ray":
         from neurofleet.study.actors import actors

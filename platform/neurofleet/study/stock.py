@@ -39,7 +39,7 @@ SETTINGS = {
 
 @contextlib.contextmanager
 def stock(
-    experiment: Experiment, scheduler: Mapping[str, Any], lane: Mapping[str, Any], folder: Path
+    experiment: Experiment, scheduler: Mapping[str, Any], lane: Mapping[str, Any], folder: Path, max_epochs: int
 ) -> Iterator[StockLanes]:
     """Lanes that hand trials to Ray Tune.
 
@@ -47,6 +47,7 @@ def stock(
     scheduler:  the config of one of ours, for which Ray Tune's own takes its place, or of one of Ray Tune's
     lane:       what `Lane` takes
     folder:     where Ray Tune keeps what it needs while it runs
+    max_epochs: of the longest trial
 
     Raises:
         ConfigError: a scheduler that Ray Tune does not have, or refuses.
@@ -58,7 +59,6 @@ def stock(
         environment({name: os.environ.get(name, value) for name, value in SETTINGS.items()}),
         on_ray(launcher) as local,
     ):
-        max_epochs = experiment["trainer"]["max_epochs"]
         make_scheduler(scheduler, max_epochs)  # what is wrong with it shows before anything is written
         surroundings = workers.worker_environment(launcher, local)
         if not launcher["use_gpu"]:
