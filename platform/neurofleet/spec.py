@@ -31,7 +31,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -108,6 +108,11 @@ class DataSpec:
             return self.num_tokens
         discrete = self.task == "multiclass" or (self.task == "control" and self.classes)
         return len(self.classes) if discrete else len(self.targets)
+
+    def joined(self, tokens: Iterable[str]) -> str:
+        """Tokens as a text to look at."""
+        text = ("" if self.tokenizer == "characters" else " ").join(tokens)
+        return text.replace(" ##", "") if self.tokenizer == "wordpieces" else text
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -53,6 +53,13 @@ def test_word_pieces_are_the_longest_from_the_start_on_between_marks() -> None:
     assert tokenise("nat", "wordpieces", PIECES) == ["[CLS]", "[UNK]", "[SEP]"]
 
 
+def test_tokens_are_joined_to_a_text_to_look_at() -> None:
+    spec = piece_spec(PIECES, 4)
+    assert spec.joined(["na", "##ive", "##s", "tea", "!"]) == "naives tea !"
+    assert dataclasses.replace(spec, tokenizer="words").joined(["a", "b"]) == "a b"
+    assert dataclasses.replace(spec, tokenizer="characters").joined(["a", " ", "b"]) == "a b"
+
+
 def test_a_long_text_ends_in_its_mark_too() -> None:
     assert token_array(["tea naives", "tea", "tea tea"], piece_spec(PIECES, 4), "here").tolist() == [
         [4, 9, 6, 5], [4, 9, 5, 0], [4, 9, 9, 5]

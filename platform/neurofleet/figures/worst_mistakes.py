@@ -72,4 +72,4 @@ def _excerpt(spec: DataSpec, values: np.ndarray) -> str:
     if spec.kind != "text":
         return ""
     words = [spec.vocabulary[token - RESERVED_TOKENS] if token >= RESERVED_TOKENS else "?" for token in values if token]
-    return ": " + (" " if spec.tokenizer == "words" else "").join(words)[:60]
+    return ": " + spec.joined(words)[:60]

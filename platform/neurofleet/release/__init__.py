@@ -53,7 +53,7 @@ RELEASE_REMEDY = "the run and its weights are safe, register it again"
 def register(run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> int:
     """Log the network in a run's folder as a model of that run and register it as `name`; the new version's number.
 
-    tags: of the version, beside run_id, family and data, which every version has
+    tags: of the version, beside run_id, family and data, which every version has, and the run's own about its base
 
     A model that does not answer to its own example is not registered.
     """
@@ -65,7 +65,6 @@ def register(run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> i
         )
     spec, experiment = DataSpec.load(folder / "spec.json"), experiments.load(folder / "experiment.yaml")
     described = {"family": experiments.family_name(experiment), "data": experiments.data_name(experiment)}
-    tags = {"run_id": run_id, **described, **tags}
     prepare_store()
     with _mlflow():
         import mlflow
@@ -73,6 +72,8 @@ def register(run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> i
 
         client = mlflow.MlflowClient()
         run = client.get_run(run_id)
+        lineage = {key: value for key, value in run.data.tags.items() if key.split(".")[0] == "base"}
+        tags = {"run_id": run_id, **described, **lineage, **tags}
         model = client.create_logged_model(run.info.experiment_id, name, run_id, dict(tags), run.data.params)
         logged = Model.log(
             artifact_path=None,
@@ -120,7 +121,8 @@ def example(spec: DataSpec) -> Any:
     import pandas as pd
 
     if spec.kind == "text":
-        return pd.DataFrame({spec.inputs[0]: [(" " if spec.tokenizer == "words" else "").join(spec.vocabulary[:5])]})
+        tokens = [token for token in spec.vocabulary if spec.tokenizer != "wordpieces" or token.isalpha()]
+        return pd.DataFrame({spec.inputs[0]: [spec.joined(tokens[:5])]})
     if spec.kind == "categorical":
         return pd.DataFrame([[0] * len(spec.inputs)], columns=list(spec.inputs), dtype="int64")
     return pd.DataFrame([spec.input_mean], columns=list(spec.inputs), dtype="float64")
