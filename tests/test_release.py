@@ -70,7 +70,8 @@ IMAGES = DataSpec(
     source="made for this test",
 )
 
-TAGS = {"data.digest": "ab" * 16, "base.uri": "models:/older/3"}
+LINEAGE = {"base": "older", "base.uri": "models:/older/3"}
+TAGS = {"data.digest": "ab" * 16, "base.version": "3"}
 
 ELSEWHERE = """
 import json, sys
@@ -95,7 +96,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def run_id(home: Path) -> Iterator[str]:
-    tracker = Tracker.start(experiment="releases", run_name="a run", tags={}, params={"seed": 0})
+    tracker = Tracker.start(
+        experiment="releases", run_name="a run", tags=LINEAGE | {"launcher": "local"}, params={"seed": 0}
+    )
     yield tracker.run_id
     tracker.finish()
 
@@ -146,7 +149,7 @@ def test_version_carries_its_lineage_and_no_pickle(table: Any, run_id: str, home
 
     client = MlflowClient(store_uri())
     version = client.get_model_version("houses-mlp", "1")
-    assert version.tags == {"run_id": run_id, "family": "mlp", "data": "digits", **TAGS}
+    assert version.tags == {"run_id": run_id, "family": "mlp", "data": "digits", **LINEAGE, **TAGS}
     assert version.run_id == run_id
     [logged] = client.get_run(run_id).outputs.model_outputs
     folder = home / "mlflow" / "artifacts" / "models" / logged.model_id / "artifacts"
