@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from neurofleet import experiment as experiments
+from neurofleet.families.mlp import MLP
 from neurofleet.run import plan
 from neurofleet.study.cohort import Cohort, Trial
 from neurofleet.study.fused import Stack
@@ -108,3 +110,20 @@ def test_networks_of_other_parts_are_told_apart() -> None:
     families = [trial.plan.family for trial in trials("wine", [{"hidden": [8]}, {"hidden": [8, 8]}])]
     with pytest.raises(NotStackableError, match="different parts"):
         differing(families)
+
+
+def test_a_rule_that_changes_towards_the_end_is_compared_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = MLP.objective
+
+    def changing(family: MLP, batch: Any, context: Any) -> Any:
+        made = objective(family, batch, context)
+        in_a_stack = torch._C._functorch.maybe_current_level() is not None
+        return dataclasses.replace(made, loss=made.loss * (1.5 if context.progress > 0.5 and in_a_stack else 1.0))
+
+    monkeypatch.setattr(MLP, "objective", changing)
+    said: list[str] = []
+    made = cohorts(
+        trials("wine", [{"dropout": 0.1}] * 2), wanted=frozenset(), fuse="stack", max_stack=8, say=said.append
+    )
+    assert [type(one) for one in made] == [Single, Single]
+    assert "does not reach every trial" in said[0]
