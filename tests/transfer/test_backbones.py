@@ -42,7 +42,7 @@ def sequence_spec() -> DataSpec:
 
 
 def made(name: str) -> tuple[Backbone, Tensor]:
-    """A backbone with weights of its own, in training mode as far as it lets itself, and inputs of three rows."""
+    """A backbone with weights of its own, in training mode, and inputs of three rows."""
     torch.manual_seed(1)
     module: Backbone
     match name:
@@ -67,9 +67,10 @@ NAMES = ("efficientnet", "speaker", "bert", "gpt2", "vit", "resnet")
 def test_a_row_s_features_are_its_own_and_never_random(name: str) -> None:
     """In training too: no statistics of a batch, no dropout; and nothing is remembered of a batch."""
     module, inputs = made(name)
+    assert all(part.training for part in module.modules())  # else Lightning warns of each run
     before = {key: value.clone() for key, value in module.state_dict().items()}
     together = module.features(inputs, Context(3, 0, 0.0, torch.arange(3, dtype=torch.int32), True, measure=False))
-    alone = torch.cat([module.features(row) for row in inputs.split(1)])
+    alone = torch.cat([module.train().features(row) for row in inputs.split(1)])
     with torch.no_grad():
         unlearnt = module.features(inputs)
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
@@ -140,6 +141,7 @@ def test_a_text_is_pooled_over_its_own_tokens_by_the_model_s_own_ids(pooling: st
     module, _ = made("bert")
     assert isinstance(module, HuggingFace)
     module.pooling = pooling
+    module.eval()
     states = module.net(input_ids=torch.tensor([[2, 4, 5, 6, 3]])).last_hidden_state[0]  # the first text, unpadded
     unknown = module.net(input_ids=torch.tensor([[2, 8, 9, 10, 11, 1, 3]])).last_hidden_state[0]  # [UNK] is the id 1
     features = module.features(TEXTS)

@@ -3,8 +3,8 @@
 Each has `features(inputs, context=None) -> [B, F]`, and `heads` (), since what its package puts behind the features is
 not built.  None draws anything at random once it is built: whatever a package would do at random in training (dropout,
 drop-connect), or with a whole batch at once (batch statistics), is off, because here randomness comes from the context
-alone and a row's features may not depend on its neighbours.  So a backbone is in evaluation mode always; gradients flow
-through it all the same.
+alone and a row's features may not depend on its neighbours.  So a backbone works in evaluation mode always, whatever
+mode it was put in; gradients flow through it all the same.
 
 Shape suffixes: B batch, T steps or tokens, C channels, F features.
 """
@@ -51,7 +51,7 @@ def takes(name: str, kind: Kind, shape: tuple[int, ...], num_features: int, sour
 
 
 class Backbone(nn.Module):
-    """Abstract: a subclass gives `features`."""
+    """Abstract: a subclass gives `encode`."""
 
     def __init__(self, *, spec: DataSpec, kind: Kind, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -68,14 +68,17 @@ class Backbone(nn.Module):
 
     def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         """Inputs as `spec` says [B, *shape] -> features [B, F]."""
-        raise NotImplementedError
+        # Only now: Lightning puts all parts in training mode, and warns of any that is not when training starts.
+        if any(part.training for part in self.modules()):
+            self.eval()
+        return self.encode(inputs)
 
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         return self.features(inputs, context)
 
-    def train(self, mode: bool = True) -> Backbone:
-        """Stays as it is, in evaluation mode: see the head of this module."""
-        return super().train(False)
+    def encode(self, inputs: Tensor) -> Tensor:
+        """`features`, in evaluation mode."""
+        raise NotImplementedError
 
 
 class EfficientNetLite0(Backbone):
@@ -92,7 +95,6 @@ class EfficientNetLite0(Backbone):
         self.net = library("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
         self.net._fc = nn.Identity()  # of ImageNet's classes
         self._start()
-        self.train()
 
     def _start(self) -> None:
         """Weights that keep the size of signals (He et al. 2015) without a base, where no batch norm sets it anew."""
@@ -105,7 +107,7 @@ class EfficientNetLite0(Backbone):
             for block in added:  # what is added to a skipped signal makes it larger
                 block._project_conv.weight /= len(added) ** 0.5
 
-    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+    def encode(self, inputs: Tensor) -> Tensor:
         return self.net.extract_features(inputs).mean(dim=(2, 3))
 
 
@@ -120,9 +122,8 @@ class SpeakerLSTM(Backbone):
         super().__init__(spec=spec, kind="sequence", shape=(160, 40))
         self.lstm = nn.ModuleList(Recurrence("lstm", size, 256) for size in (40, 256, 256))
         self.linear = nn.Linear(256, 256)
-        self.train()
 
-    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+    def encode(self, inputs: Tensor) -> Tensor:
         _, lengths_B = leading(torch.isfinite(inputs).all(dim=2))
         hidden_BTF = torch.nan_to_num(inputs)
         for layer in self.lstm:
@@ -156,7 +157,6 @@ class HuggingFace(Backbone):
         self._causal = any(getattr(module, "is_causal", False) for module in self.net.modules())
         if spec.kind == "text":
             self._padding, self._unknown = self._special_ids(settings)
-        self.train()
 
     def _special_ids(self, settings: Any) -> tuple[int, int]:
         words, vocabulary = settings.vocab_size, self.spec.vocabulary
@@ -166,7 +166,7 @@ class HuggingFace(Backbone):
         padding = settings.pad_token_id or 0
         return padding, padding if unknown is None else unknown
 
-    def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
+    def encode(self, inputs: Tensor) -> Tensor:
         if self.spec.kind == "image":
             with self._attention():
                 return self._pooled(self.net(pixel_values=inputs).last_hidden_state, None)
