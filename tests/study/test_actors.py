@@ -14,7 +14,7 @@ from neurofleet import paths
 from neurofleet.errors import ConfigError
 from neurofleet.experiment import Composer, Experiment
 from neurofleet.launch import connection
-from neurofleet.study import actors, stock
+from neurofleet.study import actors, lane_actor, stock
 from neurofleet.study.lane import Lane, Report
 from neurofleet.study.lane_actor import LaneActor, LostError
 
@@ -123,6 +123,41 @@ def test_a_trial_whose_actors_die_again_and_again_fails(monkeypatch: pytest.Monk
     assert len(made) == 5
 
 
+class Nowhere:
+    """Ray, and an actor on it that never starts."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def remote(self, *_: Any) -> object:
+        return object()
+
+
+def test_an_actor_without_a_place_is_not_waited_for_in_silence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with connection.environment(connection._settings(None)):
+        import ray
+
+    made, now = list[int](), [0.0]
+
+    def wait(calls: list[object], timeout: float) -> tuple[list[object], list[object]]:
+        now[0] += timeout
+        return [], calls
+
+    monkeypatch.setattr(lane_actor.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "kill", lambda _: None)
+    lanes = actors.ActorLanes(lambda: made.append(1) or Nowhere(), 1, lockstep=True, keep_together=True)
+    reports = trained(lanes, trials(0.01, 0.1))
+    assert [(one.number, one.state) for one in reports] == [(0, "FAIL"), (1, "FAIL")]
+    assert "its actor died 4 times, lastly: it found no place in the cluster in 120 s" in str(reports[0].failure)
+    assert len(made) == 5
+    said = capsys.readouterr().out
+    assert said.count("actor 0 waits for a place in the cluster, and 2 trials for it") == 4 * 3
+    assert said.count("its 2 trials begin again in a new one") == 3
+
+
 # On Ray.
 
 
@@ -140,7 +175,7 @@ def test_ray_tune_as_it_is(private_ray: None, tmp_path: Path) -> None:
     experiments = trials(*RATES[:3], DIVERGING)
     never = {"_target_": "neurofleet.study.schedulers.Never"}
     steps: list[int] = []
-    with stock.stock(experiments[0] | {"launcher": LAUNCHER}, never, SETTINGS, tmp_path / "ray_tune") as lanes:
+    with stock.stock(experiments[0] | {"launcher": LAUNCHER}, never, SETTINGS, tmp_path / "ray_tune", 4) as lanes:
         lanes.begin(experiments)
         reports = []
         while lanes.training:

@@ -1,7 +1,7 @@
 """Actors: a study's trials on Ray, a `Lane` in each of several warm actors.
 
 An actor that dies takes the progress of its trials with it, not the trials: they begin again in a new one, and what
-they repeat is not reported twice.
+they repeat is not reported twice.  So does one that finds no place, because the node is gone that it would run on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from neurofleet.launch import workers
 from neurofleet.launch.connection import bundle, connected, environment
 from neurofleet.study.cohort import Tick
 from neurofleet.study.lane import Report
-from neurofleet.study.lane_actor import Answer, LaneActor, LostError, get
+from neurofleet.study.lane_actor import Answer, LaneActor, LostError, Seat, get
 
 MOST_DEATHS = 3  # so often a trial begins again
 LEAST = 8  # trials of one architecture are torn among actors into parts of no fewer, unless one would have too many
@@ -74,15 +74,6 @@ def on_ray(launcher: Mapping[str, Any]) -> Iterator[bool]:
         yield local
 
 
-class _Seat:
-    """An actor, the trials that it has and that are not over, and its call that has not been answered."""
-
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
-        self.trials: dict[int, Experiment] = {}
-        self.call: Any = None
-
-
 class ActorLanes:
     """The lanes of several actors as one (`engine.Lanes`).
 
@@ -93,10 +84,10 @@ class ActorLanes:
 
     def __init__(self, make: Callable[[], Any], num_actors: int, *, lockstep: bool, keep_together: bool) -> None:
         self._make, self._lockstep, self._keep_together = make, lockstep, keep_together
-        self._seats = [_Seat(make()) for _ in range(num_actors)]
+        self._seats = [Seat(make()) for _ in range(num_actors)]
         self._last: dict[int, Report] = {}  # of each trial that trains
         self._deaths: Counter[int] = Counter()
-        self._late: list[tuple[_Seat, list[Report]]] = []  # to be reported with the next round
+        self._late: list[tuple[Seat, list[Report]]] = []  # to be reported with the next round
 
     @property
     def training(self) -> set[int]:
@@ -112,7 +103,7 @@ class ActorLanes:
         for seat, call in calls:
             answer = self._answer(seat, call)
             refused += self._news(seat, answer.reports)
-            said += [f"actor {self._seats.index(seat)}: {line}" for line in answer.said]
+            said += [f"{self._name(seat)}: {line}" for line in answer.said]
         return refused, said
 
     def round(self, tick: Tick) -> list[Report]:
@@ -127,6 +118,8 @@ class ActorLanes:
             done, _ = ray.wait(list(busy), timeout=SECONDS)
             if not done:
                 tick(0)
+                for seat in busy.values():
+                    reports += self._placed(seat)
             for call in done:
                 seat = busy[call]
                 seat.call = None
@@ -147,7 +140,7 @@ class ActorLanes:
                 reports += self._news(seat, self._answer(seat, call).reports)
             if mine := numbers & seat.trials.keys():
                 try:
-                    dropped = get(seat.actor.drop.remote(mine)).reports
+                    dropped = self._got(seat, seat.actor.drop.remote(mine)).reports
                 except LostError as error:
                     known = [self._last.get(number, Report(number, 0.0, {})) for number in sorted(mine)]
                     dropped = [dataclasses.replace(report, state="PRUNED") for report in known]
@@ -174,7 +167,7 @@ class ActorLanes:
         for seat in self._seats:
             ray.kill(seat.actor)
 
-    def _seat_of(self, number: int) -> _Seat | None:
+    def _seat_of(self, number: int) -> Seat | None:
         return next((seat for seat in self._seats if number in seat.trials), None)
 
     def _asked(self, number: int, method: str, *arguments: Any) -> Any:
@@ -182,16 +175,16 @@ class ActorLanes:
         seat = self._seat_of(number)
         while seat is not None and not any(number == late.number for _, lot in self._late for late in lot):
             try:
-                return get(getattr(seat.actor, method).remote(number, *arguments))
+                return self._got(seat, getattr(seat.actor, method).remote(number, *arguments))
             except LostError as error:
                 self._late.append((seat, self._replaced(seat, error)))
         return None
 
-    def _go_on(self, seat: _Seat) -> None:
+    def _go_on(self, seat: Seat) -> None:
         if seat.trials and seat.call is None:
             seat.call = seat.actor.round.remote()
 
-    def _news(self, seat: _Seat, reports: list[Report]) -> list[Report]:
+    def _news(self, seat: Seat, reports: list[Report]) -> list[Report]:
         """Those of the reports that say what was not known; trials that are over leave the seat."""
         news = []
         for report in reports:
@@ -205,19 +198,38 @@ class ActorLanes:
     def _epoch(self, number: int) -> float:
         return self._last[number].epoch if number in self._last else 0.0
 
-    def _answer(self, seat: _Seat, call: Any) -> Answer:
+    def _answer(self, seat: Seat, call: Any) -> Answer:
         try:
-            answer: Answer = get(call)
+            answer: Answer = self._got(seat, call)
         except LostError as error:
             return Answer(self._replaced(seat, error))
         return answer
 
-    def _replaced(self, seat: _Seat, error: LostError) -> list[Report]:
+    def _got(self, seat: Seat, call: Any) -> Any:
+        """`get`, with a word where the actor has no place to run."""
+        import ray
+
+        while not ray.wait([call], timeout=SECONDS)[0]:
+            seat.need_place(self._name(seat))
+        return get(call)
+
+    def _placed(self, seat: Seat) -> list[Report]:
+        try:
+            seat.need_place(self._name(seat))
+        except LostError as error:
+            seat.call = None
+            return self._news(seat, self._replaced(seat, error))
+        return []
+
+    def _name(self, seat: Seat) -> str:
+        return f"actor {self._seats.index(seat)}"
+
+    def _replaced(self, seat: Seat, error: LostError) -> list[Report]:
         """Put a new actor into the seat, where its trials begin again; reports of those that did so too often."""
         import ray
 
         ray.kill(seat.actor)  # it may be out of reach alone
-        seat.actor = self._make()
+        seat.take(self._make())
         self._deaths.update(seat.trials.keys())
         failed = [number for number in seat.trials if self._deaths[number] > MOST_DEATHS]
         again = {number: one for number, one in seat.trials.items() if number not in failed}

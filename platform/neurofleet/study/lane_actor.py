@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ from neurofleet.experiment import Experiment
 from neurofleet.launch import workers
 from neurofleet.study.cohort import Learnt
 from neurofleet.study.lane import Lane, Report
+
+PATIENCE = 30.0  # seconds between words about an actor that has no place in the cluster
+MOST_PATIENCE = 120.0  # after so many it counts as dead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +79,36 @@ class LostError(Exception):
     """An actor is gone, and why."""
 
 
+class Seat:
+    """An actor, the trials that it has and that are not over, and its call that has not been answered."""
+
+    def __init__(self, actor: Any) -> None:
+        self.take(actor)
+        self.trials: dict[int, Experiment] = {}
+        self.call: Any = None
+
+    def take(self, actor: Any) -> None:
+        self.actor, self._started = actor, actor.__ray_ready__.remote()
+        self._since = self._told = time.monotonic()
+
+    def need_place(self, name: str) -> None:
+        """Say so where the actor does not run yet.
+
+        Raises:
+            LostError: it has not for too long.
+        """
+        import ray
+
+        now = time.monotonic()
+        if now - self._told < min(PATIENCE, MOST_PATIENCE) or ray.wait([self._started], timeout=0)[0]:
+            return
+        self._told = now
+        waited = now - self._since
+        if waited >= MOST_PATIENCE:
+            raise LostError(f"it found no place in the cluster in {waited:.0f} s")
+        print(f"{name} waits for a place in the cluster, and {len(self.trials)} trials for it", flush=True)
+
+
 def get(call: Any) -> Any:
     """The answer to a call.
 
@@ -89,7 +123,14 @@ def get(call: Any) -> Any:
         return ray.get(call)
     except exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, NeurofleetError) else WorkerError(str(error)) from None
-    except (exceptions.RayActorError, exceptions.ObjectLostError, exceptions.OutOfMemoryError) as error:
+    except (
+        exceptions.RayActorError,
+        exceptions.ActorUnschedulableError,
+        exceptions.NodeDiedError,
+        exceptions.ObjectLostError,
+        exceptions.OutOfMemoryError,
+        exceptions.WorkerCrashedError,
+    ) as error:
         raise LostError(_reason(error)) from None
     except exceptions.RayError as error:
         raise WorkerError(f"Ray lost an actor's answer ({type(error).__name__}): {_reason(error)}") from None
