@@ -34,7 +34,7 @@ def main(config: DictConfig) -> None:
         overrides = list(HydraConfig.get().overrides.task)
         order = orders.resumed(resumed(str(config.resume), {"launcher": settings["launcher"]}, overrides))
     else:
-        order = orders.order(settings, bases.resolve(settings["base"]))
+        order = orders.Start(bases.named(settings["base"])).order(settings)
     experiment = order.experiment
     planned = plan(experiment, order.data)  # whatever is wrong shows here, before anything is written
     launch.check(experiment)

@@ -31,7 +31,9 @@ def announce(ended: Ended) -> None:
     for trial in [ended.best] if ended.best is not None else ended.pareto:
         scores = "   ".join(f"{name} {value:.4f}" for name, value in zip(ended.metrics, trial.values, strict=True))
         changed = " (its last settings; they changed while it trained)" if "inherited" in trial.user_attrs else ""
-        print(f"trial {trial.number}: {scores}\n  neurofleet train {ended.command(trial)}{changed}")
+        print(
+            f"trial {trial.number}: {scores}\n  neurofleet {ended.composer.verb.name} {ended.command(trial)}{changed}"
+        )
     print("drawing figures ...", flush=True)
 
 
@@ -46,9 +48,10 @@ def main(overrides: list[str]) -> None:
     if finder.asked(overrides):
         find(overrides)
         return
+    from neurofleet.release.bases import resolve
     from neurofleet.study import session
 
-    order = session.order(overrides)
+    order = session.order(overrides, resolve)
     planned = session.begin(order)
     ended = session.conduct(order, planned, announce)
     if planned.config.register and ended.best is not None:

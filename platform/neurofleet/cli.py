@@ -70,7 +70,7 @@ def submit(pipeline: str, overrides: tuple[str, ...]) -> None:
     """
     if pipeline not in _pipelines():
         raise ConfigError(f"there is no pipeline {pipeline!r} to submit; {nearest(pipeline, _pipelines())}")
-    check = {"tune": _check_study}.get(pipeline, _check_run)
+    check = {"tune": _check_study, "finetune": _check_finetuning}.get(pipeline, _check_run)
     check(list(overrides))  # a mistake shows here, not in a job's log
     from neurofleet import cluster
 
@@ -207,13 +207,30 @@ def _check_run(overrides: list[str]) -> None:
         resumed(resume, experiment, overrides)
 
 
+def _check_finetuning(overrides: list[str]) -> None:
+    from neurofleet import experiment as experiments
+    from neurofleet.data import catalog
+    from neurofleet.launch.record import resumed
+    from neurofleet.release import bases
+    from neurofleet.transfer import order as orders
+
+    settings = experiments.plain(experiments.composed("finetune", overrides))
+    if settings["resume"] is not None:
+        orders.resumed(resumed(str(settings["resume"]), settings, overrides))
+        return
+    catalog.need(settings["data"])
+    orders.Start(bases.named(settings["base"])).order(settings)
+
+
 def _check_study(overrides: list[str]) -> None:
     from neurofleet.study import finder, session
 
     if finder.asked(overrides):
         finder.order(overrides)
     else:
-        session.begin(session.order(overrides))
+        from neurofleet.release.bases import resolve
+
+        session.begin(session.order(overrides, resolve))
 
 
 def _pipelines() -> list[str]:

@@ -72,12 +72,14 @@ def assert_holds(composed: dict[str, Any], own: dict[str, Any]) -> None:
 def test_each_choice_composes(group: str, option: str) -> None:
     if group in SEARCH_SECTIONS:
         composed = experiment.check_search(plain(composed_config("tune", [f"{group}={option}"])))
+    elif group == "method":
+        composed = plain(composed_config("finetune", [f"{group}={option}"]))
     elif group == "finder":
         composed = plain(composed_config("tune", [f"{group}={option}"]))
     else:
         composed = experiment.compose([f"{group}={option}"])
         assert set(composed) == set(experiment.SECTIONS)
-    if group in (*experiment.SECTIONS, *SEARCH_SECTIONS, "finder"):
+    if group in (*experiment.SECTIONS, *SEARCH_SECTIONS, "method", "finder"):
         own = read(CONFIGS / group / f"{option}.yaml")
         said = own.get(group, own)  # one that also chooses from another group stands at the top
         assert_holds(composed[group], {key: value for key, value in said.items() if key != "defaults"})

@@ -180,7 +180,7 @@ def test_what_was_fine_tuned_is_a_base_again(registered: Any, method: str) -> No
     first = resolve("models:/wine-mlp/1")
     overrides = ["base=models:/wine-mlp/1", "data=wine", f"method={method}", "trainer.max_epochs=1"]
     settings = experiments.plain(experiments.composed("finetune", overrides))
-    order = orders.order(settings, first)
+    order = orders.Start(first).order(settings)
     tracker = Tracker.start(experiment="wine", run_name="a run", tags={}, params={})
     folder = run.run(order.experiment, folder=paths.run(tracker.run_id)).folder
     tracker.finish()

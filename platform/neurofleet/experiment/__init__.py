@@ -24,15 +24,17 @@ from neurofleet.experiment.check import (
 )
 from neurofleet.experiment.compose import compose, composed, explained, from_config, plain
 from neurofleet.experiment.space import Dimension, Space, grid_size
-from neurofleet.experiment.sweep import Composer
+from neurofleet.experiment.sweep import TRAIN, Composer, Verb
 
 __all__ = [
     "SECTIONS",
     "TARGETS",
+    "TRAIN",
     "Composer",
     "Dimension",
     "Experiment",
     "Space",
+    "Verb",
     "build",
     "build_data",
     "build_family",

@@ -7,19 +7,40 @@ for each choice of config files; plain values are then put in place.  What that 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from neurofleet.errors import ConfigError, nearest
-from neurofleet.experiment.check import CMA_ES, GRID, Experiment, check, check_search
-from neurofleet.experiment.compose import as_text, compose, composed, from_config, has_interpolations, parsed, plain
+from neurofleet.experiment.check import CMA_ES, GRID, SECTIONS, Experiment, check, check_search
+from neurofleet.experiment.compose import as_text, composed, has_interpolations, parsed, plain
 from neurofleet.experiment.space import Dimension, Space, bare, grid_size, is_group, parse, plain_value, root
 
-__all__ = ["Composer", "Dimension", "Space", "grid_size", "parse"]
+__all__ = ["TRAIN", "Composer", "Dimension", "Space", "Verb", "grid_size", "parse"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """What a study searches the settings of: `configs/NAME.yaml` is composed, `finish` makes an experiment of it."""
+
+    name: str
+    finish: Callable[[dict[str, Any]], Experiment]
+
+    @property
+    def search(self) -> str:
+        """The config of a study."""
+        return "tune" if self.name == "train" else f"tune_{self.name}"
+
+
+def _of_training(sections: dict[str, Any]) -> Experiment:
+    return check({key: sections[key] for key in SECTIONS if key in sections})
+
+
+TRAIN = Verb("train", _of_training)
 
 
 class Composer:
@@ -28,37 +49,39 @@ class Composer:
     search     how it searches: the section `search`, checked, without the space
     scheduler  the section that is built into what gives trials up
     study      the name asked for, or None
-    fixed      the overrides that all trials share, as `neurofleet train` takes them
+    fixed      the overrides that all trials share, as the verb takes them
+    verb       the verb whose settings are searched
 
     Raises:
         ConfigError: nothing to search; a key or choice that does not exist; a grid of what cannot be counted.
     """
 
-    def __init__(self, fixed: Sequence[str], space: Space) -> None:
+    def __init__(self, fixed: Sequence[str], space: Space, verb: Verb = TRAIN) -> None:
         if not space:
             raise ConfigError(
                 "tune needs something to search, got no key with several values; "
                 "e.g. 'optimizer.lr=tag(log,interval(1e-4,1e-1))' or family=mlp,cnn"
             )
-        sections = _copied(_settings(tuple(fixed)))
+        sections = _copied(_settings(verb.search, tuple(fixed)))
+        self.verb = verb
         self.space = dict(space)
         self.search: dict[str, Any] = {key: value for key, value in sections["search"].items() if key != "space"}
         self.scheduler: dict[str, Any] = sections["scheduler"]
         self.study: str | None = sections["study"]
-        self.fixed = [override for override in fixed if root(override.split("=")[0]) not in sections]
+        self.fixed = [override for override in fixed if root(override.split("=")[0]) not in (*sections, "pipeline")]
         self._groups = [key for key in space if is_group(key)]
         self._places = {key: bare(key).split(".") for key in space if key not in self._groups}
         self._added = [key for key in self._places if key != bare(key)]
-        self._templates: dict[str, Experiment | None] = {}
+        self._templates: dict[str, dict[str, Any] | None] = {}
         self._count_grid()
         self._need_numbers()
         self._try_each_choice()
 
     @classmethod
-    def of(cls, overrides: Sequence[str]) -> Composer:
+    def of(cls, overrides: Sequence[str], verb: Verb = TRAIN) -> Composer:
         """From what stands after `neurofleet tune`, with the space of the chosen `search` file."""
         fixed, _ = parse(overrides, {})
-        return cls(*parse(overrides, _settings(tuple(fixed))["search"]["space"]))
+        return cls(*parse(overrides, _settings(verb.search, tuple(fixed))["search"]["space"]), verb)
 
     def experiment(self, params: Mapping[str, Any]) -> Experiment:
         """What `neurofleet train` would run with `fixed` and `overrides(params)`; a value for each searched key."""
@@ -68,8 +91,11 @@ class Composer:
         template = self._template(params)
         made = _copied(template)
         if made is not None and all(_put(made, place, params[key]) for key, place in self._places.items()):
-            return check(made)
-        return compose([*self.fixed, *self.overrides(params)])
+            return self.verb.finish(made)
+        return self.verb.finish(self._composed(self.overrides(params)))
+
+    def _composed(self, overrides: Sequence[str]) -> dict[str, Any]:
+        return plain(composed(self.verb.name, [*self.fixed, *overrides]))
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
         """The values as `neurofleet train` takes them: `["family=cnn", "optimizer.lr=0.01"]`."""
@@ -99,16 +125,16 @@ class Composer:
         content = {"defaults": [*defaults, "_self_"]} | values
         return "# @package _global_\n" + yaml.safe_dump(content, sort_keys=False)
 
-    def _template(self, params: Mapping[str, Any]) -> Experiment | None:
-        """The experiment but for its plain values; None where these cannot be put in place.  A key that is added has
+    def _template(self, params: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The sections but for their plain values; None where these cannot be put in place.  A key that is added has
         a place only once Hydra has added it, be it with the first point's value."""
         if not all(_is_plain(params[key]) for key in self._added):
             return None
         choice = json.dumps([params[key] for key in self._groups])
         if choice not in self._templates:
             first = {key: params[key] for key in (*self._groups, *self._added)}
-            config = composed("train", [*self.fixed, *self.overrides(first)])
-            self._templates[choice] = None if has_interpolations(config) else from_config(config)
+            config = composed(self.verb.name, [*self.fixed, *self.overrides(first)])
+            self._templates[choice] = None if has_interpolations(config) else plain(config)
         return self._templates[choice]
 
     def _try_each_choice(self) -> None:
@@ -143,8 +169,8 @@ class Composer:
 
 
 @functools.lru_cache(maxsize=1)  # first for the space, then for the rest
-def _settings(fixed: tuple[str, ...]) -> dict[str, Any]:
-    return check_search(plain(composed("tune", list(fixed))))
+def _settings(name: str, fixed: tuple[str, ...]) -> dict[str, Any]:
+    return check_search(plain(composed(name, list(fixed))))
 
 
 def _copied(node: Any) -> Any:
@@ -154,9 +180,9 @@ def _copied(node: Any) -> Any:
     return [_copied(value) for value in node] if isinstance(node, list) else node
 
 
-def _put(experiment: Experiment, place: Sequence[str], value: Any) -> bool:
+def _put(sections: dict[str, Any], place: Sequence[str], value: Any) -> bool:
     """Set a value that is there already; False where only Hydra knows what setting it means."""
-    node: Any = experiment
+    node: Any = sections
     for name in place[:-1]:
         node = node.get(name) if isinstance(node, dict) else None
     last = place[-1]

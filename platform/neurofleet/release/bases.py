@@ -53,6 +53,13 @@ def resolve(uri: str) -> Base:
     return _of_path(uri)
 
 
+def named(base: object) -> Base:
+    """`resolve`, of what a config has as `base`: raises ConfigError where it has none."""
+    if not isinstance(base, str):
+        raise ConfigError(f"finetune needs base=... to start from, got {base!r}; the forms are\n{FORMS}")
+    return resolve(base)
+
+
 def _of_model(uri: str) -> Base:
     parts = re.fullmatch(r"models:/([^/:]+?)(?:/([^/@]+)|@([^/@]+))?", uri)
     if not parts:

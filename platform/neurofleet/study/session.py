@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 from neurofleet import experiment as experiments
 from neurofleet import launch, progress
 from neurofleet.errors import ConfigError, UserError
-from neurofleet.experiment import Composer, Dimension
+from neurofleet.experiment import Composer, Dimension, Verb
 from neurofleet.experiment.check import GRID, NEVER, study_name
 from neurofleet.experiment.compose import parsed
 from neurofleet.experiment.space import bare, parse, plain_value
@@ -32,6 +32,7 @@ from neurofleet.study.engine import UNBUILDABLE, Engine, Lanes, longest, objecti
 from neurofleet.study.lane import MEASURES, Lane
 from neurofleet.study.record import recorded
 from neurofleet.study.schedulers import Never, Scheduler
+from neurofleet.study.verbs import Find, chosen
 
 LARGEST_GRID = 1_000_000
 FREE = ("search.num_trials", "search.max_concurrent", "search.fuse", "search.max_stack", "search.time_limit_minutes")
@@ -50,8 +51,10 @@ class Order:
     failed_only: bool
 
 
-def order(arguments: Sequence[str]) -> Order:
+def order(arguments: Sequence[str], find: Find | None = None) -> Order:
     """What stands after `neurofleet tune`: a new study, or `study=NAME` to go on with one.
+
+    find: a base by its uri, for pipeline=finetune
 
     Raises:
         ConfigError: a mistake in the overrides; a study of that name with another space or experiment.
@@ -62,18 +65,19 @@ def order(arguments: Sequence[str]) -> Order:
     named = None if not asked or asked[-1] is None else study_name(plain_value(asked[-1]))
     overrides = [one for one in overrides if bare(one.partition("=")[0]) != "study"]
     known = storage.attributes(named) if named is not None else None
+    overrides, verb = chosen(overrides, known["overrides"] if known is not None else [], find)
     if known is None:
         if failed_only:
             storage.need(named or "")
-        composer = Composer.of(overrides)
+        composer = Composer.of(overrides, verb)
         _check_grid(composer)
         return Order(named or _new_name(composer), composer, overrides, None, failed_only)
-    composer = _gone_on_with(str(named), known, overrides)
+    composer = _gone_on_with(str(named), known, overrides, verb)
     merged = {one.split("=")[0]: one for one in (*known["overrides"], *overrides)}
     return Order(str(named), composer, list(merged.values()), known["run_id"], failed_only)
 
 
-def _gone_on_with(name: str, known: Mapping[str, Any], overrides: Sequence[str]) -> Composer:
+def _gone_on_with(name: str, known: Mapping[str, Any], overrides: Sequence[str], verb: Verb) -> Composer:
     """The stored study with what may change of it.  Whatever else is given has to be what it was."""
     given = {one.split("=")[0]: one for one in overrides}
     kept = {one.split("=")[0]: one for one in known["overrides"]}
@@ -87,7 +91,7 @@ def _gone_on_with(name: str, known: Mapping[str, Any], overrides: Sequence[str])
         )
     space = {key: Dimension.from_dict(one) for key, one in known["space"].items()}
     fixed, _ = parse(list((kept | given).values()), {})
-    return Composer(fixed, space)
+    return Composer(fixed, space, verb)
 
 
 def _check_grid(composer: Composer) -> None:
@@ -183,7 +187,7 @@ class Ended:
     run_id: str
 
     def command(self, trial: FrozenTrial) -> str:
-        """What `neurofleet train` takes to train a trial's experiment."""
+        """What the verb takes to train a trial's experiment."""
         values = storage.last_values(self.composer.space, trial)
         fixed = [one for one in self.composer.fixed if not one.startswith("launcher")]
         return shlex.join([*fixed, *self.composer.overrides(values)])

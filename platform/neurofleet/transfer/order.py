@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ FINETUNED = "neurofleet.transfer.finetuned.Finetuned"
 SHARED = ("data", "optimizer", "schedule", "trainer", "launcher", "seed", "name")  # with `neurofleet train`
 OWN = ("base", "method", "statistics", "head", "augmentation")
 METHOD_KEYS = ("name", "share", "layer_decay", "rank", "l2_sp", "mixup")
+BACKBONES = {"EfficientNetLite0": "efficientnet_lite0", "SpeakerLSTM": "speaker_lstm"}
 CONTROLS = ("scratch", "same_method", "off")
 
 
@@ -31,36 +33,55 @@ class Order:
     reason: str | None
 
 
-def order(config: Mapping[str, Any], base: Base) -> Order:
-    """config: the sections of configs/finetune.yaml, resolved.
+class Start:
+    """A base that is kept, and the experiments that start from it."""
 
-    Raises:
-        ConfigError: a section or setting that lacks or is unknown.
-        MismatchError: texts for a base that read none, or the other way round.
-    """
-    _check(config)
-    method = dict(config["method"])
-    family = {
-        "_target_": FINETUNED,
-        "encoder": dict(base.encoder),
-        "encoder_spec": base.spec.to_dict() | {"vocabulary": []},
-        "base": {"uri": base.uri, "sha256": bases.keep(base)},
-        "random_start": False,
-        "statistics": _statistics(config["statistics"], base),
-        "method": method.pop("name"),
-        **method,
-        **config["head"],
-        "augmentation": config["augmentation"],
-    }
-    shared = {section: config[section] for section in SHARED}
-    shared["name"] = shared["name"] or f"{config['data'].get('name')}-from-{base.name}-{config['seed']}"
-    data = experiments.build_data(experiments.check(_plain({"family": family, **shared})))
-    reason = None
-    if family["method"] == "auto":
-        size = sum(tensor.numel() for tensor in base.weights.values())
-        family["method"], reason = methods.choose(data.spec, size)
-    tags = {"base": base.name, "base.sha256": family["base"]["sha256"], **base.tags}
-    return Order(experiments.check(_plain({"family": family, **shared})), data, tags, reason)
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self.sha256 = bases.keep(base)
+        self._chosen: dict[str, tuple[str, str]] = {}  # a method and the reason, by the data
+
+    def order(self, config: Mapping[str, Any]) -> Order:
+        """config: the sections of configs/finetune.yaml, resolved.
+
+        Raises:
+            ConfigError: a section or setting that lacks or is unknown.
+            MismatchError: texts for a base that read none, or the other way round.
+        """
+        experiment = self.experiment(config)
+        reason = self._choose(experiment)[1] if config["method"]["name"] == "auto" else None
+        tags = {"base": self.base.name, "base.sha256": self.sha256, **self.base.tags}
+        return Order(experiment, experiments.build_data(experiment), tags, reason)
+
+    def experiment(self, config: Mapping[str, Any]) -> Experiment:
+        """The experiment of an order."""
+        _check(config)
+        method = dict(config["method"])
+        family = {
+            "_target_": FINETUNED,
+            "encoder": dict(self.base.encoder),
+            "encoder_spec": self.base.spec.to_dict() | {"vocabulary": []},
+            "base": {"uri": self.base.uri, "sha256": self.sha256},
+            "random_start": False,
+            "statistics": _statistics(config["statistics"], self.base),
+            "method": method.pop("name"),
+            **method,
+            **config["head"],
+            "augmentation": config["augmentation"],
+        }
+        shared = {section: config[section] for section in SHARED}
+        shared["name"] = shared["name"] or f"{config['data'].get('name')}-from-{self.base.name}-{config['seed']}"
+        experiment = experiments.check(_plain({"family": family, **shared}))
+        if family["method"] == "auto":
+            experiment["family"]["method"] = self._choose(experiment)[0]
+        return experiment
+
+    def _choose(self, experiment: Experiment) -> tuple[str, str]:
+        data = json.dumps(experiment["data"], sort_keys=True)
+        if data not in self._chosen:
+            size = sum(tensor.numel() for tensor in self.base.weights.values())
+            self._chosen[data] = methods.choose(experiments.build_data(experiment).spec, size)
+        return self._chosen[data]
 
 
 def resumed(experiment: Experiment) -> Order:
@@ -76,19 +97,19 @@ def resumed(experiment: Experiment) -> Order:
 
 def control(experiment: Experiment, kind: str) -> Experiment:
     """The same network from a random start on the same budget: all of it trained, or by the `same_method`."""
-    family = experiment["family"] | {"random_start": True}
+    family = experiment["family"] | {"random_start": True, "l2_sp": 0.0}  # to nothing worth it
     if kind == "scratch":
-        family |= {"method": "full", "share": 0.0, "layer_decay": 1.0, "l2_sp": 0.0}
+        family |= {"method": "full", "share": 0.0, "layer_decay": 1.0}
     return experiment | {"family": family, "name": f"{experiment['name']}-control"}
 
 
 def architecture(experiment: Experiment) -> str:
-    """What the encoder is called in the name of a model: `cnn`, `minilm`."""
-    module, name = experiment["family"]["encoder"]["_target_"].rsplit(".", 1)
-    uri = experiment["family"]["base"]["uri"]
-    if module == "neurofleet.transfer.backbones":
-        return str(uri.rstrip("/").rpartition("/")[2])
-    return str(module.rpartition(".")[2] or name)
+    """What the encoder is called in the name of a model: `cnn`, `efficientnet_lite0`, of Hugging Face `bert`."""
+    encoder = experiment["family"]["encoder"]
+    module, name = encoder["_target_"].rsplit(".", 1)
+    if not module.startswith("neurofleet.transfer."):
+        return str(module.rpartition(".")[2])
+    return BACKBONES.get(name) or str(encoder["config"]["model_type"])
 
 
 def _check(config: Mapping[str, Any]) -> None:
