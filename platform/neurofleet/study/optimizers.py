@@ -1,8 +1,9 @@
 """torch's own optimizers for a stack of trials, each row with settings of its own.
 
 The weights of K trials stand in one matrix [K, P], and one call of torch's optimizer moves many rows at once: it runs
-at learning rate 1 and without weight decay on a matrix of displacements, which then move the weights by each row's own
-learning rate.  That is exact, since all these updates are proportional to the rate and decay stands beside them.  Rows
+at learning rate 1 and without weight decay on a matrix of displacements, which begin at what the weights decay by and
+then move the weights by each row's own learning rate.  That is exact, since all these updates are proportional to the
+rate and decay stands beside them.  Rows
 that differ in anything else (betas, momentum) get an optimizer of their own, with its state in place.
 
 A parameter without a gradient is not touched, as in torch: the layers of a deep belief network wait for their phase.
@@ -115,18 +116,21 @@ class StackedOptimizer:
         """gradient [K, C]"""
         columns = slice(self._ends[parameters.start], self._ends[parameters.stop])
         weights = self.weights[:, columns]
-        if self._decay is not None:
-            if self.configs[0]["_target_"] in DECOUPLED:
-                weights.mul_((1 - rates_K * self._decay).to(weights.dtype).unsqueeze(1))
-            else:
-                gradient = torch.addcmul(gradient, weights, self._decay.to(weights.dtype).unsqueeze(1))
+        decoupled = self.configs[0]["_target_"] in DECOUPLED
+        decay_K1 = None if self._decay is None else self._decay.to(weights.dtype).unsqueeze(1)
+        if decay_K1 is not None and not decoupled:
+            gradient = torch.addcmul(gradient, weights, decay_K1)
         rates_K1 = rates_K.to(weights.dtype).unsqueeze(1)
         for block in self._blocks:
             if block.parameters == parameters:
-                block.displacement.zero_()
-                block.displacement.grad = gradient[block.rows]
+                rows = block.rows
+                if decay_K1 is not None and decoupled:
+                    torch.mul(weights[rows], -decay_K1[rows], out=block.displacement)
+                else:
+                    block.displacement.zero_()
+                block.displacement.grad = gradient[rows]
                 inspect.unwrap(type(block.optimizer).step)(block.optimizer)  # without the profiler's wrapper
-                weights[block.rows].addcmul_(block.displacement, rates_K1[block.rows])
+                weights[rows].addcmul_(block.displacement, rates_K1[rows])
 
     # How rows are divided among optimizers.
 
