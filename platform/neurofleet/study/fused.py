@@ -2,8 +2,8 @@
 2021 ("HFTA", MLSys).
 
 The objective of one trial runs under `torch.func.vmap` over the weights, seeds and settings of all; one backward pass
-serves them, and `optimizers.StackedOptimizer` moves them.  A trial learns what it would learn alone: data order and
-randomness follow from its seed, and rows of a stack do not touch.
+serves them, a `tape` repeats what both come to, and `optimizers.StackedOptimizer` moves the weights.  A trial learns
+what it would learn alone: data order and randomness follow from its seed, and rows of a stack do not touch.
 
 K trials, P numbers of one trial's parameters, B rows of a batch, N rows of the training data.
 """
@@ -11,9 +11,11 @@ K trials, P numbers of one trial's parameters, B rows of a batch, N rows of the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +27,12 @@ from neurofleet.steps import Batch, Context
 from neurofleet.study.cohort import Advance, Cohort, Learnt, Row, Trial
 from neurofleet.study.optimizers import StackedOptimizer, ordered
 from neurofleet.study.settings import NotStackableError, Owner, differing, in_place, owners
+from neurofleet.study.tape import NotTapedError, Tape, record
 
+BEFORE_TAPE = 12  # steps, as many as recording one costs
 Metrics = dict[str, Tensor]
+Learning = tuple[Tensor, list[Tensor | None], Metrics, Metrics]
+"""losses [K], the gradient [K, *shape] of each parameter or None, metrics [K, ...], and new values of buffers"""
 
 
 class _Objectives(nn.Module):
@@ -89,13 +95,14 @@ class Stack(Cohort):
 
     def _settle(self) -> None:
         """What follows from which trials there are; the first one's family stands for all, with their settings."""
+        self._tapes: dict[Any, Tape] | None = {}
+        self._times: Counter[Any] = Counter()  # that a kind of step has come
         self._network = _Objectives(self._families[0])
         self._kept = dict(owners(self._families[0]))
         self.settings = differing(self._families)
         seeds = [trial.plan.experiment["seed"] for trial in self.trials]
-        self._seeds = None
-        if len(set(seeds)) > 1:
-            self._seeds = torch.tensor(seeds, dtype=torch.int32, device=self.device)
+        self._have_one_seed = len(set(seeds)) == 1
+        self._seeds = torch.tensor(seeds, dtype=torch.int32, device=self.device)
         self._loaders = [self._rows.with_seed(seed) for seed in dict.fromkeys(seeds)]
         self._loader_of = [list(dict.fromkeys(seeds)).index(seed) for seed in seeds]
         self._orders = -1, torch.empty(0)
@@ -118,12 +125,11 @@ class Stack(Cohort):
         losses, measured = [], {}
         begin = time.perf_counter()
         factors = self._factors(start, stop)
-        shared = self._seeds is None
         for step, (batch, rows) in enumerate(self._batches(start, stop), start):
             measure = step % recipe.log_every_n_steps == 0
             context = Context(recipe.seed, step, step / recipe.num_steps, rows, True, measure)
-            loss_K, metrics, buffers = self._objectives(batch, context, shared=shared)
-            self._optimizer.step(self._clipped(self._gradients(loss_K)), factors[step - start])
+            loss_K, gradients, metrics, buffers = self.gradients(batch, context)
+            self._optimizer.step(self._clipped(gradients), factors[step - start])
             for name, value in buffers.items():
                 self._others[name].copy_(value.detach())
             losses.append(loss_K.detach())
@@ -133,19 +139,53 @@ class Stack(Cohort):
         seconds = (time.perf_counter() - begin) / len(losses)
         return Advance(table, {step: _lists(row) for step, row in measured.items()}, seconds)
 
+    def gradients(self, batch: Batch, context: Context) -> Learning:
+        """What the trials learn from a batch of each.
+
+        Where a kind of step has come so often that it repays, its operations are recorded, unless the objective looks
+        at values: at how far training is, say, to choose a phase.
+        """
+        kind = context.measure, *(one.shape for one in batch)
+        self._times[kind] += 1
+        if self._tapes is None or self._times[kind] <= BEFORE_TAPE:
+            return self._learning(batch, context)
+        return self._taped(kind, batch, context)
+
+    def _taped(self, kind: Any, batch: Batch, context: Context) -> Learning:
+        assert self._tapes is not None
+        step = torch.full((), cast("int", context.step), dtype=torch.int32, device=self.device)
+        progress = torch.full((), context.progress, dtype=torch.float64, device=self.device)
+        inputs = batch, context.rows, step, progress
+        try:
+            if kind not in self._tapes:
+                made, self._tapes[kind] = record(functools.partial(self._learning_at, context), *inputs)
+            else:
+                made = self._tapes[kind](*inputs)
+        except NotTapedError:
+            self._tapes = None
+            made = self._learning(batch, context)
+        return cast("Learning", made)
+
+    def _learning_at(self, context: Context, batch: Batch, rows: Tensor, step: Tensor, progress: Any) -> Learning:
+        return self._learning(batch, dataclasses.replace(context, rows=rows, step=step, progress=progress))
+
+    def _learning(self, batch: Batch, context: Context) -> Learning:
+        loss_K, metrics, buffers = self._objectives(batch, context, shared=self._have_one_seed)
+        return loss_K, self._gradients(loss_K), metrics, buffers
+
     def _objectives(self, batch: Batch, context: Context, *, shared: bool) -> tuple[Tensor, Metrics, Metrics]:
         """loss [K], metrics [K, ...] and buffers [K, ...] of all trials; `shared` says whether the batch is."""
 
         def one(leaves: Metrics, others: Metrics, settings: Mapping[Owner, Tensor], seed: Tensor, batch: Batch) -> Any:
-            where = context if self._seeds is None or not context.training else dataclasses.replace(context, seed=seed)
+            own = context.training and not self._have_one_seed
             state = {f"family.{name}": tensor for name, tensor in (leaves | others).items()}
             with in_place(self._kept, settings):
+                where = dataclasses.replace(context, seed=seed) if own else context
                 objective = torch.func.functional_call(self._network, state, (batch, where))
             return objective.loss, dict(objective.metrics), dict(objective.buffers)
 
-        seeds = torch.zeros(len(self.trials)) if self._seeds is None else self._seeds
         over = torch.func.vmap(one, in_dims=(0, 0, 0, 0, None if shared else 0))
-        return over(self._leaves, self._others, self.settings, seeds, batch)
+        return over(self._leaves, self._others, self.settings, self._seeds, batch)
 
     def _gradients(self, loss_K: Tensor) -> list[Tensor | None]:
         """[K, *shape] of each parameter that took part."""
@@ -158,7 +198,7 @@ class Stack(Cohort):
 
     def _batches(self, start: int, stop: int) -> Iterator[tuple[Batch, Tensor]]:
         """Batches with the rows' places; each trial has its own rows unless all have one seed."""
-        if self._seeds is None:
+        if self._have_one_seed:
             chunk = self._loaders[0].chunk(start, stop)
             yield from zip(chunk.batches, chunk.rows, strict=True)
             return

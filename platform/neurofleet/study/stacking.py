@@ -25,7 +25,7 @@ from neurofleet.errors import UserError
 from neurofleet.run import Plan
 from neurofleet.steps import Batch, Context
 from neurofleet.study.cohort import Cohort, Trial
-from neurofleet.study.fused import Stack
+from neurofleet.study.fused import BEFORE_TAPE, Stack
 from neurofleet.study.optimizers import KNOWN, can_stack
 from neurofleet.study.settings import NotStackableError
 from neurofleet.study.single import Single
@@ -185,7 +185,10 @@ def _gain(stack: Stack) -> float:
     """How many times as fast a step of the stack is as its trials' steps one after another."""
     plan = stack.trials[0].plan
     batch, context = _first_batch(plan, stack)
-    together = _seconds(lambda: stack.probe(batch, context))
+    if stack.loader.num_steps > 5 * BEFORE_TAPE:
+        for _ in range(BEFORE_TAPE + 2):  # as most of its steps will be: recorded, and proven
+            stack.gradients(batch, context)
+    together = _seconds(lambda: stack.gradients(batch, context))
     return _seconds(lambda: _alone(plan, batch, context)) * len(stack.trials) / together
 
 
