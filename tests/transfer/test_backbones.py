@@ -67,16 +67,16 @@ NAMES = ("efficientnet", "speaker", "bert", "gpt2", "vit", "resnet")
 def test_a_row_s_features_are_its_own_and_never_random(name: str) -> None:
     """In training too: no statistics of a batch, no dropout; and nothing is remembered of a batch."""
     module, inputs = made(name)
-    assert all(part.training for part in module.modules())  # else Lightning warns of each run
     before = {key: value.clone() for key, value in module.state_dict().items()}
     together = module.features(inputs, Context(3, 0, 0.0, torch.arange(3, dtype=torch.int32), True, measure=False))
-    alone = torch.cat([module.train().features(row) for row in inputs.split(1)])
+    alone = torch.cat([module.features(row) for row in inputs.split(1)])
     with torch.no_grad():
         unlearnt = module.features(inputs)
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together, unlearnt, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(together[0], together[1], rtol=1e-3)
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert all(part.training for part in module.modules())  # else Lightning warns of each run
     assert module.heads == ()
 
 

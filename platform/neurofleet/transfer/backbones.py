@@ -68,10 +68,14 @@ class Backbone(nn.Module):
 
     def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         """Inputs as `spec` says [B, *shape] -> features [B, F]."""
-        # Only now: Lightning puts all parts in training mode, and warns of any that is not when training starts.
-        if any(part.training for part in self.modules()):
-            self.eval()
-        return self.encode(inputs)
+        learning = [part for part in self.modules() if part.training]
+        for part in learning:
+            part.training = False
+        try:
+            return self.encode(inputs)
+        finally:  # Lightning warns of parts that are not in training mode when training starts
+            for part in learning:
+                part.training = True
 
     def forward(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         return self.features(inputs, context)
