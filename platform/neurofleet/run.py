@@ -72,9 +72,8 @@ def plan(experiment: Experiment, data: ParquetDataModule | EnvironmentDataModule
         raise ConfigError("trainer.accelerator=gpu needs a CUDA device, and this machine has none; use auto or cpu")
     data = data or experiments.build_data(experiment)
     dtype = DTYPES[config.precision]
-    family = experiments.build_family(experiment, data.spec)
+    family = experiments.build_family(experiment, data.spec).to(dtype)
     family.begin(experiment["seed"])
-    family.to(dtype)
     num_parameters = sum(parameter.numel() for parameter in family.parameters())
     supply = make_supply(data, family, dtype)
     if config.early_stopping is not None:

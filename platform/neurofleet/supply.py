@@ -90,8 +90,8 @@ class RowSupply(Supply):
         for begin in range(0, len(inputs), SETTLED_ROWS):
             parts.append(self.family.settle(inputs[begin : begin + SETTLED_ROWS]))
             report(stage, begin + len(parts[-1]), len(inputs))
-        if not parts:
-            parts.append(self.family.settle(inputs))
+        if not parts:  # not every network takes no rows at all
+            parts.append(self.family.settle(self.raw("train", inputs.device)[0][:1])[:0])
         self.data.settled[f"{self.family.settled_key} {stage}"] = torch.cat(parts)
         self.family.train(was_training)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neurofleet.errors import MismatchError
+from neurofleet.errors import ConfigError, MismatchError
 from neurofleet.spec import DataSpec
 
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -29,20 +29,25 @@ STATISTICS = ("data", "base")
 class Bridge(nn.Module):
     """In: [B, *given.shape], standardised by `given`.  Out: [B, *wanted.shape].
 
-    steps: what it does, for the user
-    Raises MismatchError where no bridge leads across, with what would.
+    statistics: data or base, see above
+    steps:      what it does, for the user
+    Raises ConfigError for other statistics, MismatchError where no bridge leads across, with what would.
     """
 
-    own_mean: Tensor
-    own_std: Tensor
-    base_mean: Tensor
-    base_std: Tensor
+    columns: Tensor | None
+    mix: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
 
     def __init__(self, given: DataSpec, wanted: DataSpec, statistics: str) -> None:
         super().__init__()
+        if statistics not in STATISTICS:
+            raise ConfigError(f"family.statistics needs one of {', '.join(STATISTICS)}, got {statistics!r}")
         self.given, self.wanted = given, wanted
         self.steps: list[str] = []
-        self.columns: list[int] | None = None
+        self._place = (-1, 1, 1) if given.kind == "image" else (-1,)
+        for name in ("columns", "mix", "scale", "shift"):  # of no state dict: they follow from the specs
+            self.register_buffer(name, None, persistent=False)
         if given.kind != wanted.kind:
             self._refuse(f"no bridge leads from {given.kind} to {wanted.kind}; take a base that was trained on it")
         match given.kind:
@@ -57,7 +62,10 @@ class Bridge(nn.Module):
                     self._refuse("the texts have to be cut up by the base's vocabulary: data.speak(base.spec)")
             case "categorical":
                 if (given.inputs, given.cardinalities) != (wanted.inputs, wanted.cardinalities):
-                    self._refuse(f"indices mean what they meant there; give the data the columns {wanted.inputs}")
+                    columns, sizes = (", ".join(map(str, one)) for one in (wanted.inputs, wanted.cardinalities))
+                    self._refuse(
+                        f"indices mean what they meant there; give the data the columns {columns} with {sizes} indices"
+                    )
             case _:
                 self._refuse("observations of an environment are no rows of a dataset")
         if statistics == "base" and given.input_mean:
@@ -75,7 +83,7 @@ class Bridge(nn.Module):
         if lacking:
             self._refuse(f"it needs the columns {', '.join(lacking)} too; add them to the data, or train from scratch")
         if self.given.inputs != self.wanted.inputs:
-            self.columns = [self.given.inputs.index(name) for name in self.wanted.inputs]
+            self.columns = torch.tensor([self.given.inputs.index(name) for name in self.wanted.inputs])
             self.steps.append(f"{len(self.columns)} of {len(self.given.inputs)} columns, by name")
 
     def _match_channels(self) -> None:
@@ -84,6 +92,8 @@ class Bridge(nn.Module):
             if (given, wanted) not in ((1, 3), (3, 1)):
                 self._refuse(f"only gray and RGB can be bridged; make images of {wanted} channels")
             self.steps.append("gray to RGB" if wanted == 3 else "RGB to gray")
+            if wanted == 1:
+                self.mix = torch.tensor(LUMINANCE, dtype=torch.float64).view(self._place)
         if size != other:
             self.steps.append(f"resized from {size[0]}x{size[1]} to {other[0]}x{other[1]}")
 
@@ -97,39 +107,40 @@ class Bridge(nn.Module):
             )
 
     def _restandardise(self) -> None:
-        """One product and one sum for both standardisations."""
-        place = (-1, 1, 1) if self.given.kind == "image" else (-1,)
-        for name, values in {
-            "own_mean": self.given.input_mean,
-            "own_std": self.given.input_std,
-            "base_mean": self.wanted.input_mean,
-            "base_std": self.wanted.input_std,
-        }.items():
-            self.register_buffer(name, torch.tensor(values).view(place), persistent=False)
+        """One product and one sum for both standardisations, told exactly: means may be large beside deviations."""
+        own_mean, own_std, base_mean, base_std = (
+            torch.tensor(values, dtype=torch.float64).view(self._place)
+            for values in (self.given.input_mean, self.given.input_std, self.wanted.input_mean, self.wanted.input_std)
+        )
+        if self.columns is not None:
+            own_mean, own_std = own_mean[self.columns], own_std[self.columns]
+        if self.mix is None:
+            self.scale, self.shift = own_std / base_std, (own_mean - base_mean) / base_std
+        else:
+            self.shift = ((self.mix * own_mean).sum(dim=0, keepdim=True) - base_mean) / base_std
+            self.mix = self.mix * own_std / base_std
         self.steps.append("standardised as the base's data")
 
     def forward(self, inputs: Tensor) -> Tensor:
-        restandardises = hasattr(self, "own_mean")
-        if restandardises:
-            inputs = inputs * self.own_std + self.own_mean
         if self.columns is not None:
             inputs = inputs[:, self.columns]
+        if self.mix is not None:
+            inputs = (inputs * self.mix.to(inputs.dtype)).sum(dim=1, keepdim=True)
+        if self.scale is not None:  # of gray images it makes RGB
+            inputs = inputs * self.scale.to(inputs.dtype)
+        if self.shift is not None:
+            inputs = inputs + self.shift.to(inputs.dtype)
         match self.given.kind:
             case "image":
-                inputs = self._image(inputs)
+                return self._resized(inputs.expand(-1, self.wanted.shape[0], -1, -1))
             case "sequence":
                 missing = self.wanted.shape[0] - self.given.shape[0]
                 inputs = F.pad(inputs, (0, 0, 0, missing), value=torch.nan) if missing > 0 else inputs
-                inputs = inputs[:, : self.wanted.shape[0]]
-        return (inputs - self.base_mean) / self.base_std if restandardises else inputs
+                return inputs[:, : self.wanted.shape[0]]
+            case _:
+                return inputs
 
-    def _image(self, images_BCYX: Tensor) -> Tensor:
-        given, wanted = self.given.shape[0], self.wanted.shape[0]
-        if given < wanted:
-            images_BCYX = images_BCYX.expand(-1, wanted, -1, -1)
-        elif given > wanted:
-            weights = torch.tensor(LUMINANCE, dtype=images_BCYX.dtype, device=images_BCYX.device)
-            images_BCYX = (images_BCYX * weights.view(-1, 1, 1)).sum(dim=1, keepdim=True)
+    def _resized(self, images_BCYX: Tensor) -> Tensor:
         size = self.wanted.shape[1:]
         if self.given.shape[1:] == size:
             return images_BCYX

@@ -17,6 +17,8 @@ Shape suffixes: B batch, F features, N training rows.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import weakref
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -30,17 +32,20 @@ from neurofleet import counter
 from neurofleet.errors import ConfigError
 from neurofleet.families._base import Objective
 from neurofleet.families._inner import StartsFromInputs
-from neurofleet.families._layers import Dropout, RandomAffine
+from neurofleet.families._layers import Dropout, RandomAffine, is_off
 from neurofleet.families._supervised import SupervisedFamily
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
 from neurofleet.transfer import adapters, base, methods
-from neurofleet.transfer.bridge import STATISTICS, Bridge
+from neurofleet.transfer.bridge import Bridge
 from neurofleet.transfer.encoders import Features, as_spec, drop_heads
+from neurofleet.transfer.stored import need_fit
 
 AFFINE_SITE, PARTNER_SITE, SHARE_SITE, HEAD_SITE = range(5000, 5004)  # beyond those of any encoder
 SHOWN_ROWS, SHOWN_AT_ONCE = 1000, 64  # of the map of features
 MEASURED_ROWS = 2  # as few as show what an encoder gives
+# Encoders that never change, by what makes them equal: the trials of a study need one copy, not one each.
+_SETTLED: weakref.WeakValueDictionary[str, Features] = weakref.WeakValueDictionary()
 
 
 class Finetuned(SupervisedFamily):
@@ -91,79 +96,64 @@ class Finetuned(SupervisedFamily):
         augmentation: Mapping[str, float],
     ) -> None:
         super().__init__(spec=spec, label_smoothing=label_smoothing)
-        methods.check(method, share)
-        self._check(statistics, layer_decay, rank, l2_sp, mixup, hidden)
+        methods.check(method, share=share, layer_decay=layer_decay, rank=rank, l2_sp=l2_sp, mixup=mixup)
+        if l2_sp and random_start:
+            raise ConfigError(f"family.l2_sp holds to a base's weights, got {l2_sp} with a random start; set it to 0.0")
+        if any(units < 1 for units in hidden):
+            raise ConfigError(f"family.hidden needs numbers of at least 1, got {list(hidden)}")
         self.base, self.random_start, self.method = base, random_start, method
-        self.layer_decay, self.rank = layer_decay, rank
+        self.share, self.layer_decay, self.rank = share, layer_decay, rank
         self.l2_sp, self.mixup = l2_sp, mixup
         self.encoder_spec = as_spec(encoder_spec, spec)
         self.bridge = Bridge(spec, self.encoder_spec, statistics)
         self.encoder = encoder(spec=self.encoder_spec)
         self.dropped = drop_heads(self.encoder)
         self._features = (Features(self.encoder),)  # in a tuple: its parameters stand in `encoder` already
-        num_features = self._try_encoder().shape[1]
-        self.blocks = methods.blocks(self.encoder, self._try_encoder)
-        self.thaws = methods.thaws(method, share, len(self.blocks))
+        tried: list[Tensor] = []
+        self.blocks = methods.blocks(self.encoder, lambda: tried.append(self._try_encoder()))
         if method == "frozen":
             self.encoder.requires_grad_(False)
-        sizes = [num_features, *hidden]
+        sizes = [tried[0].shape[1], *hidden]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
         self.dropouts = nn.ModuleList(Dropout(dropout, HEAD_SITE + index) for index in range(len(sizes)))
         self.readout = nn.Linear(sizes[-1], spec.num_outputs)
         self.distort = RandomAffine.from_config(augmentation, spec, site=AFFINE_SITE)
         self._settles = method == "frozen" and not any(augmentation.values())
-        self._random_start = ""
+        described = repr((encoder, self.encoder_spec, statistics))
+        self._architecture = hashlib.sha256(described.encode()).hexdigest()
+        self._seed = 0
         self._rows: Batch | None = None  # to mix with
-        self._start: dict[str, Tensor] = {}
-
-    @staticmethod
-    def _check(statistics: str, layer_decay: float, rank: int, l2_sp: float, mixup: float, hidden: list[int]) -> None:
-        if statistics not in STATISTICS:
-            raise ConfigError(f"family.statistics needs one of {', '.join(STATISTICS)}, got {statistics!r}")
-        if not 0 < layer_decay <= 1:
-            raise ConfigError(f"family.layer_decay needs 0 < layer_decay <= 1, got {layer_decay}")
-        if rank < 1 or any(units < 1 for units in hidden):
-            raise ConfigError(f"family.rank and family.hidden need at least 1, got rank={rank}, hidden={list(hidden)}")
-        if not l2_sp >= 0:
-            raise ConfigError(f"family.l2_sp needs a number of at least 0, got {l2_sp}")
-        if not 0 <= mixup <= 0.5:
-            raise ConfigError(f"family.mixup needs 0 <= mixup <= 0.5, got {mixup}")
+        self._start: dict[str, Tensor] = {}  # of the encoder's parameters, to be held to
 
     @torch.no_grad()
     def _try_encoder(self) -> Tensor:
         """Features of as few rows as will do; raises ConfigError where the encoder has none."""
         spec = self.encoder_spec
         indices = spec.kind in ("text", "categorical")
-        parameter = next(self.encoder.parameters())
-        rows = torch.zeros(MEASURED_ROWS, *spec.shape, dtype=torch.int64 if indices else parameter.dtype)
-        return self._features[0]((rows + (spec.kind == "text")).to(parameter.device), None)
+        like = next(self.encoder.parameters(), torch.empty(0))  # a linear model's features are its inputs
+        rows = torch.zeros(MEASURED_ROWS, *spec.shape, dtype=torch.int64 if indices else like.dtype)
+        return self._features[0]((rows + (spec.kind == "text")).to(like.device), None)
 
     # Where it starts.
 
     def begin(self, seed: int) -> None:
-        self._random_start = f"random {seed}"
+        self._seed = seed
         if not self.random_start:
             found = base.weights(self.base["sha256"], self.base["uri"])
             expected = self.encoder.state_dict()
-            lacking = sorted(set(expected) - set(found))
-            unknown = sorted(set(found) - set(expected) - set(self.dropped))
-            misfit = [name for name in expected if name in found and found[name].shape != expected[name].shape]
-            if lacking or unknown or misfit:
-                raise ConfigError(
-                    f"the base {self.base['uri']} needs the weights of its encoder; lacking {_some(lacking)}, unknown "
-                    f"{_some(unknown)}, of other sizes {_some(misfit)}; take a base that belongs to its experiment"
-                )
+            need_fit(expected, found, heads=tuple(self.dropped), uri=self.base["uri"])
             self.encoder.load_state_dict({name: found[name] for name in expected})
         if self.method in methods.ADAPTERS:
             adapters.put_in(self.encoder, self.method, rank=self.rank, seed=seed, run=self._try_encoder)
-        if self.l2_sp:
-            learning = [item for item in self.encoder.named_parameters() if item[1].requires_grad]
-            self._start = {name: parameter.detach().clone() for name, parameter in learning}
+            self.encoder.to(self.readout.weight.dtype)
 
     def start(self, batch: Batch) -> None:
         if self.random_start and isinstance(self.encoder, StartsFromInputs) and not self.settled:
             self.encoder.start_from(self.bridge(batch[0]))
         self._rows = batch if self.mixup else None
+        if self.l2_sp:  # a view of what all trials start from, where it has their type
+            found = base.weights(self.base["sha256"], self.base["uri"])
+            self._start = {name: found[name].to(parameter) for name, parameter in self.encoder.named_parameters()}
 
     def origins(self) -> tuple[dict[str, Tensor], dict[str, torch.Size], dict[str, Tensor]]:
         """Tensors that came with the base, the shapes of those of it that were dropped, and new tensors, by name."""
@@ -184,12 +174,13 @@ class Finetuned(SupervisedFamily):
     def settled_key(self) -> str | None:
         if not self._settles:
             return None
-        start = self._random_start if self.random_start else self.base["sha256"]
-        return f"{start} {self.bridge.steps} {self.readout.weight.dtype}"
+        start = f"random {self._seed}" if self.random_start else self.base["sha256"]
+        return f"{start} {self._architecture} {self.readout.weight.dtype}"
 
     def settle_down(self) -> None:
-        """The encoder leaves the modules: neither checkpoints nor stacks of trials need copies of it."""
+        """The encoder leaves the modules: neither checkpoints nor the trials of a study need copies of it."""
         super().settle_down()
+        self._features = (_SETTLED.setdefault(str(self.settled_key), self._features[0]),)
         del self.encoder
 
     def settle(self, inputs: Tensor) -> Tensor:
@@ -201,10 +192,9 @@ class Finetuned(SupervisedFamily):
     def _embed(self, inputs: Tensor, context: Context | None) -> Tensor:
         """[B, *spec.shape] -> [B, F]; parameters whose turn has not come yet are constants."""
         training = context is not None and context.training
-        progress = context.progress if context is not None and training else 0.0
-        waiting = [names for names, thaw in zip(self.blocks, self.thaws, strict=True) if thaw > progress]
         bridged = self.bridge(inputs)
-        if self.method in methods.ADAPTERS or not training or not waiting:
+        waiting = self._waiting(context.progress) if context is not None and training else []
+        if not waiting:
             return self._features[0](bridged, context if training else None)
         if len(waiting) == len(self.blocks):
             with torch.no_grad():  # as long as none of it learns, it is the encoder that it will be at serving time
@@ -212,6 +202,15 @@ class Finetuned(SupervisedFamily):
         parameters = dict(self.encoder.named_parameters())
         constants = {f"encoder.{name}": parameters[name].detach() for names in waiting for name in names}
         return functional_call(self._features[0], constants, (bridged, context))
+
+    def _waiting(self, progress: float) -> list[list[str]]:
+        """The blocks whose turn has not come; looks at progress only where it matters."""
+        if self.method in ("full", *methods.ADAPTERS):
+            return []
+        if self.method == "frozen":
+            return self.blocks
+        thaws = methods.thaws(self.method, self.share, len(self.blocks))
+        return [names for names, thaw in zip(self.blocks, thaws, strict=True) if thaw > progress]
 
     def _answer(self, features_BF: Tensor, context: Context | None) -> Tensor:
         for layer, dropout in zip(self.layers, self.dropouts[:-1], strict=True):
@@ -236,12 +235,12 @@ class Finetuned(SupervisedFamily):
     def objective(self, batch: Batch, context: Context) -> Objective:
         mixes = self.mixup > 0 and context.training
         objective = self._mixed(batch, context) if mixes else super().objective(batch, context)
-        if not (self._start and context.training):
+        if is_off(self.l2_sp) or not context.training:
             return objective
+        if not self._start:
+            raise RuntimeError("family.l2_sp needs what to hold to; call family.start(rows)")
         parameters = dict(self.encoder.named_parameters())
-        distance = sum(
-            (parameters[name] - start.to(parameters[name])).square().sum() for name, start in self._start.items()
-        )
+        distance = sum((parameters[name] - start).square().sum() for name, start in self._start.items())
         return dataclasses.replace(objective, loss=objective.loss + 0.5 * self.l2_sp * distance)
 
     def _mixed(self, batch: Batch, context: Context) -> Objective:
@@ -283,19 +282,13 @@ class Finetuned(SupervisedFamily):
         if self.layer_decay == 1:
             return super().make_optimizer()
         names = dict(self.encoder.named_parameters())
-        learning = [
-            [names[name] for name in block if names[name].requires_grad] for block in self.blocks if block[0] in names
-        ]
+        learning = [[names[name] for name in block if names[name].requires_grad] for block in self.blocks]
         encoder = {id(one) for block in learning for one in block}
         head = [one for one in self.parameters() if one.requires_grad and id(one) not in encoder]
-        groups = [(head, 1.0)] + [
-            (block, self.layer_decay**depth) for depth, block in enumerate(reversed(learning), start=1) if block
-        ]
+        # Depth counts what learns: a block of nothing else is none.
+        learning = [block for block in reversed(learning) if block]
+        groups = [(head, 1.0)] + [(block, self.layer_decay**depth) for depth, block in enumerate(learning, start=1)]
         optimizer = self.recipe.optimizer([{"params": block} for block, _ in groups])  # type: ignore[misc]
         for group, (_, factor) in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] = group["initial_lr"] = group["lr"] * factor
         return optimizer
-
-
-def _some(names: list[str]) -> str:
-    return (", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")) or "none"

@@ -25,11 +25,25 @@ FEW_ROWS = 64  # of each class, or in each tenth of a regression's targets
 MANY_PARAMETERS = 1_000_000  # of an encoder
 
 
-def check(method: str, share: float) -> None:
+def check(method: str, *, share: float, layer_decay: float, rank: int, l2_sp: float, mixup: float) -> None:
+    """Raise ConfigError for settings of a fine-tuned family that cannot be, or that its method would not heed."""
     if method not in METHODS:
         raise ConfigError(f"family.method needs a known method, got {method!r}; {nearest(method, METHODS)}")
     if not 0 <= share < 1:
         raise ConfigError(f"family.share is a part of training and needs 0 <= share < 1, got {share}")
+    if not 0 < layer_decay <= 1:
+        raise ConfigError(f"family.layer_decay needs 0 < layer_decay <= 1, got {layer_decay}")
+    if rank < 1:
+        raise ConfigError(f"family.rank needs at least 1, got {rank}")
+    if not 0 <= l2_sp < math.inf:
+        raise ConfigError(f"family.l2_sp needs a number of at least 0, got {l2_sp}")
+    if not 0 <= mixup <= 0.5:
+        raise ConfigError(f"family.mixup needs 0 <= mixup <= 0.5, got {mixup}")
+    if method in ("frozen", *ADAPTERS) and (layer_decay != 1 or l2_sp):
+        raise ConfigError(
+            f"family.layer_decay and family.l2_sp need a method that moves the encoder's weights, got {method} with "
+            f"layer_decay={layer_decay}, l2_sp={l2_sp}; set them to 1.0 and 0.0, or take full or gradual"
+        )
 
 
 def choose(spec: DataSpec, num_parameters: int) -> tuple[str, str]:

@@ -231,7 +231,7 @@ def need_fit(
     """
     compared = compare(expected, got)
     wrong = Comparison(*(tuple(name for name in names if not _below(name, heads)) for names in compared))
-    if not wrong.kept or ((wrong.missing or wrong.extra or wrong.misfit) and not allow_missing):
+    if (expected and not wrong.kept) or ((wrong.missing or wrong.extra or wrong.misfit) and not allow_missing):
         raise ConfigError(_told(wrong, expected, got, uri))
     return compared
 
