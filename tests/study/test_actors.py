@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from neurofleet import paths
-from neurofleet.errors import ConfigError
+from neurofleet.errors import ConfigError, StoppedError
 from neurofleet.experiment import Composer, Experiment
 from neurofleet.launch import connection
 from neurofleet.study import actors, lane_actor, stock
@@ -145,17 +145,31 @@ def test_an_actor_without_a_place_is_not_waited_for_in_silence(
         now[0] += timeout
         return [], calls
 
+    monkeypatch.setattr(lane_actor, "MOST_PATIENCE", 120.0)
     monkeypatch.setattr(lane_actor.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(ray, "wait", wait)
     monkeypatch.setattr(ray, "kill", lambda _: None)
     lanes = actors.ActorLanes(lambda: made.append(1) or Nowhere(), 1, lockstep=True, keep_together=True)
     reports = trained(lanes, trials(0.01, 0.1))
     assert [(one.number, one.state) for one in reports] == [(0, "FAIL"), (1, "FAIL")]
-    assert "its actor died 4 times, lastly: it found no place in the cluster in 120 s" in str(reports[0].failure)
+    assert "its actor died 4 times, lastly: it did not start in 120 s; is there room" in str(reports[0].failure)
     assert len(made) == 5
     said = capsys.readouterr().out
-    assert said.count("actor 0 waits for a place in the cluster, and 2 trials for it") == 4 * 3
+    for seconds in (30, 60, 90):
+        assert said.count(f"actor 0 has not started in {seconds} s (the cluster is full, or slow); 2 trials wait") == 4
     assert said.count("its 2 trials begin again in a new one") == 3
+
+
+def test_a_signal_while_ray_waits_stops_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    with connection.environment(connection._settings(None)):
+        import ray
+
+    def wait(*_: Any, **__: Any) -> Any:
+        raise SystemError("returned a result with an exception set") from StoppedError("stopped by SIGTERM", 15)
+
+    monkeypatch.setattr(ray, "wait", wait)
+    with pytest.raises(StoppedError, match="SIGTERM"):
+        lane_actor.answered([object()], 1.0)
 
 
 # On Ray.

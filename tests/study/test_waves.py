@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from statistics import median
 from typing import Any
 
@@ -74,3 +75,12 @@ def test_a_trial_costs_what_the_first_ones_cost(opened: storage.Opened) -> None:
         began = time.thread_time()
     assert len(taken) == 300
     assert median(taken[-100:]) < 2 * median(taken[:100])
+
+
+def test_what_the_tracker_has_is_not_sent_again(opened: storage.Opened) -> None:
+    first, second, _ = Waves(opened, SPACE, search(3)).next()
+    opened.tell(first, [1.0], TrialState.COMPLETE)
+    assert [one.number for one in opened.undelivered()] == [0]
+    opened.describe({storage.DELIVERED: datetime.now().isoformat()})
+    opened.tell(second, None, TrialState.FAIL)
+    assert [one.number for one in opened.undelivered()] == [1]

@@ -22,7 +22,7 @@ from neurofleet.launch import workers
 from neurofleet.launch.connection import bundle, connected, environment
 from neurofleet.study.cohort import Tick
 from neurofleet.study.lane import Report
-from neurofleet.study.lane_actor import Answer, LaneActor, LostError, Seat, get
+from neurofleet.study.lane_actor import Answer, LaneActor, LostError, Seat, answered, get
 
 MOST_DEATHS = 3  # so often a trial begins again
 LEAST = 8  # trials of one architecture are torn among actors into parts of no fewer, unless one would have too many
@@ -108,14 +108,12 @@ class ActorLanes:
 
     def round(self, tick: Tick) -> list[Report]:
         """As `Lane.round`; without lockstep, what the first actors to be done report."""
-        import ray
-
         reports = [report for seat, late in self._late for report in self._news(seat, late)]
         self._late.clear()
         for seat in self._seats:
             self._go_on(seat)
         while (busy := {seat.call: seat for seat in self._seats if seat.call}) and (self._lockstep or not reports):
-            done, _ = ray.wait(list(busy), timeout=SECONDS)
+            done = answered(list(busy), SECONDS)
             if not done:
                 tick(0)
                 for seat in busy.values():
@@ -207,9 +205,7 @@ class ActorLanes:
 
     def _got(self, seat: Seat, call: Any) -> Any:
         """`get`, with a word where the actor has no place to run."""
-        import ray
-
-        while not ray.wait([call], timeout=SECONDS)[0]:
+        while not answered([call], SECONDS):
             seat.need_place(self._name(seat))
         return get(call)
 

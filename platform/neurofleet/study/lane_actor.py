@@ -16,8 +16,8 @@ from neurofleet.launch import workers
 from neurofleet.study.cohort import Learnt
 from neurofleet.study.lane import Lane, Report
 
-PATIENCE = 30.0  # seconds between words about an actor that has no place in the cluster
-MOST_PATIENCE = 120.0  # after so many it counts as dead
+PATIENCE = 30.0  # seconds between words about an actor that has not started
+MOST_PATIENCE = 600.0  # after so many it counts as dead; a cluster may start a machine for it meanwhile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +97,27 @@ class Seat:
         Raises:
             LostError: it has not for too long.
         """
-        import ray
-
         now = time.monotonic()
-        if now - self._told < min(PATIENCE, MOST_PATIENCE) or ray.wait([self._started], timeout=0)[0]:
+        if now - self._told < PATIENCE or answered([self._started], 0):
             return
         self._told = now
         waited = now - self._since
         if waited >= MOST_PATIENCE:
-            raise LostError(f"it found no place in the cluster in {waited:.0f} s")
-        print(f"{name} waits for a place in the cluster, and {len(self.trials)} trials for it", flush=True)
+            raise LostError(f"it did not start in {waited:.0f} s; is there room for it in the cluster?")
+        print(
+            f"{name} has not started in {waited:.0f} s (the cluster is full, or slow); {len(self.trials)} trials wait",
+            flush=True,
+        )
+
+
+def answered(calls: list[Any], seconds: float) -> list[Any]:
+    """Those of the calls that are answered, after so many seconds at most."""
+    import ray
+
+    try:
+        return list(ray.wait(calls, timeout=seconds)[0])
+    except SystemError as error:  # how Ray hands on what a signal raised
+        raise error.__cause__ or error from None
 
 
 def get(call: Any) -> Any:

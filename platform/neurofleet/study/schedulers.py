@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import random
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any, ClassVar
 
 from neurofleet.errors import ConfigError
@@ -106,19 +107,22 @@ class Median(Scheduler):
         _need_whole("grace_epochs", grace_epochs, at_least=1)
         _need_whole("min_trials", min_trials, at_least=1)
         self.grace_epochs, self.min_trials = grace_epochs, min_trials
+        self._means: dict[float, dict[int, float]] = {}  # by epoch and trial
 
     def losers(self, scores: Scores, training: set[int], epoch: float, max_epochs: int) -> set[int]:
         if epoch < self.grace_epochs or epoch >= max_epochs:
             return set()
-        means = {
-            trial: fmean(value for at, value in curve.items() if at <= epoch)
-            for trial, curve in scores.items()
-            if curve and max(curve) >= epoch
-        }
+        known = self._means.setdefault(epoch, {})  # a mean up to an epoch that is over changes no more
+        for trial in scores.keys() - known.keys():
+            curve = scores[trial]
+            if curve and max(curve) >= epoch:
+                known[trial] = fmean(value for at, value in curve.items() if at <= epoch)
+        ranked = sorted(known.values())
         losers = set()
-        for trial in training & set(means):
-            others = [mean for other, mean in means.items() if other != trial]
-            if len(others) >= self.min_trials and min(scores[trial].values()) > median(others):
+        for trial in training & known.keys():
+            others = list(ranked)
+            others.pop(bisect_left(others, known[trial]))
+            if len(others) >= self.min_trials and min(scores[trial].values()) > _middle(others):
                 losers.add(trial)
         return losers
 
@@ -167,6 +171,11 @@ class PopulationBased(Scheduler):
                 moved = dimension.nearest(moved)
                 mutated[key] = int(moved) if dimension.kind == "int" else float(moved)
         return mutated
+
+
+def _middle(ranked: Sequence[float]) -> float:
+    """The median of numbers in order."""
+    return (ranked[(len(ranked) - 1) // 2] + ranked[len(ranked) // 2]) / 2
 
 
 def moves(key: str, dimension: Dimension) -> bool:
