@@ -19,7 +19,7 @@ from neurofleet.loaders import ChunkLoader, HeldOut, Loader
 from neurofleet.steps import Batch
 
 EVALUATION_ROWS = 512  # in a batch of held-out rows, at least
-SETTLED_ROWS = 64  # at a time: a backbone may need much memory for each
+SETTLED_ROWS, SETTLED_TEXTS = 64, 512  # at a time: images may need much memory, texts are sorted by length
 EXHIBITED_ROWS = 2048  # as many test rows as a family gets to see for its figures
 
 Tensors = Mapping[str, Tensor]
@@ -87,8 +87,9 @@ class RowSupply(Supply):
         was_training = self.family.training
         self.family.eval()
         parts = []
-        for begin in range(0, len(inputs), SETTLED_ROWS):
-            parts.append(self.family.settle(inputs[begin : begin + SETTLED_ROWS]))
+        size = SETTLED_TEXTS if self.data.spec.kind == "text" else SETTLED_ROWS
+        for begin in range(0, len(inputs), size):
+            parts.append(self.family.settle(inputs[begin : begin + size]))
             report(stage, begin + len(parts[-1]), len(inputs))
         if not parts:  # not every network takes no rows at all
             parts.append(self.family.settle(self.raw("train", inputs.device)[0][:1])[:0])

@@ -107,23 +107,17 @@ class Family(pl.LightningModule, ABC):
         """The learning rule. `batch` is (inputs [batch, *spec.shape], targets); the loss is a mean over its rows."""
 
     def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
-        """What the network makes of inputs [B, *spec.shape] before it answers: [B, F], of each row by itself.
-
-        A differentiable function of weights, inputs and context.  The family's own dropout applies, as `forward` does
-        it, with a context of training; without one nothing is random.
-        Raises ConfigError where there is nothing that another task could use.
-        """
-        raise ConfigError(
-            f"{type(self).__name__} has nothing to transfer: it offers no features of its inputs; take a base whose "
-            "family learns from rows, such as cnn, mlp, transformer or autoencoder"
-        )
+        """What the network makes of inputs [B, *spec.shape] before it answers: [B, F], of each row by itself; with a
+        context of training under the family's own dropout.  Raises ConfigError where another task could use nothing."""
+        name = type(self).__name__
+        raise ConfigError(f"{name} has nothing to transfer, no features; take a base whose family learns from rows")
 
     @property
     def heads(self) -> tuple[str, ...]:
         """Dotted names of modules, parameters and buffers that `features` never reads, and works without."""
         return ()
 
-    def begin(self, seed: int) -> None:  # noqa: B027  most have nothing to fetch
+    def begin(self, seed: int) -> None:
         """Fetch the weights that the config names, and what else training is to begin with; once, before it."""
 
     def start(self, batch: Batch) -> None:
@@ -152,8 +146,7 @@ class Family(pl.LightningModule, ABC):
         return dict(state)
 
     def start_together(self, batch: Batch) -> None:
-        """`start`, after which all workers have the first one's weights: each may have seen other rows, and on a GPU
-        the order of sums is not fixed."""
+        """`start`, and the first worker's weights for all: others saw other rows, or a GPU that sums in another order."""
         self.start(batch)
         if dist.is_initialized():
             for tensor in (*self.parameters(), *self.buffers()):
@@ -172,7 +165,7 @@ class Family(pl.LightningModule, ABC):
 
     @property
     def score_names(self) -> list[str]:
-        """What a pass over held-out data is measured by: `loss` is logged as `val/loss` and `test/loss`."""
+        """What held-out data is measured by: `loss` is logged as `val/loss` and `test/loss`."""
         return ["loss"]
 
     @property
