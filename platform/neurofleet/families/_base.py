@@ -146,7 +146,7 @@ class Family(pl.LightningModule, ABC):
         return dict(state)
 
     def start_together(self, batch: Batch) -> None:
-        """`start`, and the first worker's weights for all: others saw other rows, or a GPU that sums in another order."""
+        """`start`, and the first worker's weights for all: others saw other rows, or summed in another order."""
         self.start(batch)
         if dist.is_initialized():
             for tensor in (*self.parameters(), *self.buffers()):
