@@ -18,6 +18,7 @@ from neurofleet.transfer.base import Base
 
 PLAIN: dict[str, Any] = {
     "random_start": False,
+    "strict": True,
     "statistics": "base",
     "method": "full",
     "share": 0.0,

@@ -192,7 +192,7 @@ def test_comparison_of_weights() -> None:
         "  a.b      misfit   2           3",
         "  readout  extra    -           1",
     ]
-    assert "allow_missing=true" in lines[-1]
+    assert "strict=false" in lines[-1]
     assert need_fit(expected, given, heads=("head",), uri="x", allow_missing=True).kept == ("a.w",)
     with pytest.raises(ConfigError, match="weights of another network"):
         need_fit(expected, {"other": torch.ones(1)}, heads=("head",), uri="x", allow_missing=True)

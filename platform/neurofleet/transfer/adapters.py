@@ -6,6 +6,7 @@ Their own dropout stays off: what is random in training comes from the context a
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from neurofleet.errors import ConfigError
 
 NAME = "default"  # peft's, of the one adapter
+LAYERS: dict[str, tuple[type[nn.Module], ...]] = {"lora": (nn.Linear, nn.Conv2d), "ia3": (nn.Linear,)}
+FEWEST_ADAPTED = 0.25  # of a module's parameters; half of a small language model's are embeddings
 
 
 def put_in(module: nn.Module, method: str, *, rank: int, seed: int, run: Callable[[], object]) -> None:
@@ -30,7 +33,7 @@ def put_in(module: nn.Module, method: str, *, rank: int, seed: int, run: Callabl
         raise ConfigError(
             f"method={method} needs peft; install it with: pip install -c requirements.lock 'neurofleet[pretrained]'"
         ) from None
-    names = _called(module, run, (nn.Linear, nn.Conv2d) if method == "lora" else (nn.Linear,))
+    names = _called(module, run, LAYERS[method])
     if not names:
         raise ConfigError(
             f"method={method} needs linear layers to adapt, got {type(module).__name__} without one that its features "
@@ -47,6 +50,15 @@ def put_in(module: nn.Module, method: str, *, rank: int, seed: int, run: Callabl
         peft.inject_adapter_in_model(config, module, adapter_name=NAME)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(is_adapter(name))
+
+
+def adaptable(module: nn.Module, run: Callable[[], object]) -> bool:
+    """Whether there is peft, and the layers that low-rank updates can stand beside hold a good part of the module."""
+    if importlib.util.find_spec("peft") is None:
+        return False
+    names = set(_called(module, run, LAYERS["lora"]))
+    held = sum(one.weight.numel() for name, one in module.named_modules() if name in names)
+    return held >= FEWEST_ADAPTED * sum(one.numel() for one in module.parameters())
 
 
 def _called(module: nn.Module, run: Callable[[], object], kinds: tuple[type[nn.Module], ...]) -> list[str]:

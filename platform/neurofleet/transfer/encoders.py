@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Context
 
+NUM_TRIED = 2  # rows: as few as show what an encoder gives
+
 
 class Features(nn.Module):
     """What an encoder makes of inputs as a forward, for `functional_call`."""
@@ -36,3 +38,13 @@ def drop_heads(encoder: nn.Module) -> dict[str, torch.Size]:
         *place, last = name.split(".")
         delattr(encoder.get_submodule(".".join(place)), last)
     return {name: shape for name, shape in before.items() if name not in encoder.state_dict()}
+
+
+@torch.no_grad()
+def tried(encoder: nn.Module, spec: DataSpec) -> Tensor:
+    """Features of as few rows as will do; raises ConfigError where the encoder has none."""
+    indices = spec.kind in ("text", "categorical")
+    like = next(encoder.parameters(), torch.empty(0))  # a linear model's features are its inputs
+    rows = torch.zeros(NUM_TRIED, *spec.shape, dtype=torch.int64 if indices else like.dtype, device=like.device)
+    features: Tensor = encoder.features(rows + (spec.kind == "text"))  # type: ignore[operator]
+    return features

@@ -17,6 +17,7 @@ Shape suffixes: B batch, F features, N training rows.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import weakref
 from collections.abc import Callable, Mapping
@@ -38,12 +39,11 @@ from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
 from neurofleet.transfer import adapters, base, methods
 from neurofleet.transfer.bridge import Bridge
-from neurofleet.transfer.encoders import Features, as_spec, drop_heads
+from neurofleet.transfer.encoders import Features, as_spec, drop_heads, tried
 from neurofleet.transfer.stored import need_fit
 
 AFFINE_SITE, PARTNER_SITE, SHARE_SITE, HEAD_SITE = range(5000, 5004)  # beyond those of any encoder
 SHOWN_ROWS, SHOWN_AT_ONCE = 1000, 64  # of the map of features
-MEASURED_ROWS = 2  # as few as show what an encoder gives
 # Encoders that never change, by what makes them equal: the trials of a study need one copy, not one each.
 _SETTLED: weakref.WeakValueDictionary[str, Features] = weakref.WeakValueDictionary()
 
@@ -58,6 +58,7 @@ class Finetuned(SupervisedFamily):
     encoder_spec:    a DataSpec as a dict; a text's vocabulary is that of `spec`
     base:            `uri` and `sha256` of the weights to start from
     random_start:    take the base's architecture alone, as the control of a fine-tuning does
+    strict:          whether the base has to have all of the encoder's weights; what it lacks has a random start
     statistics:      data or base, see `bridge`
     method:          frozen, full, probe_then_full, gradual, lora or ia3, see `methods`
     share:           of training, after which all of the encoder learns (probe_then_full, gradual)
@@ -83,6 +84,7 @@ class Finetuned(SupervisedFamily):
         encoder_spec: Mapping[str, Any],
         base: Mapping[str, str],
         random_start: bool,
+        strict: bool,
         statistics: str,
         method: str,
         share: float,
@@ -101,7 +103,7 @@ class Finetuned(SupervisedFamily):
             raise ConfigError(f"family.l2_sp holds to a base's weights, got {l2_sp} with a random start; set it to 0.0")
         if any(units < 1 for units in hidden):
             raise ConfigError(f"family.hidden needs numbers of at least 1, got {list(hidden)}")
-        self.base, self.random_start, self.method = base, random_start, method
+        self.base, self.random_start, self.strict, self.method = base, random_start, strict, method
         self.share, self.layer_decay, self.rank = share, layer_decay, rank
         self.l2_sp, self.mixup = l2_sp, mixup
         self.encoder_spec = as_spec(encoder_spec, spec)
@@ -109,11 +111,11 @@ class Finetuned(SupervisedFamily):
         self.encoder = encoder(spec=self.encoder_spec)
         self.dropped = drop_heads(self.encoder)
         self._features = (Features(self.encoder),)  # in a tuple: its parameters stand in `encoder` already
-        tried: list[Tensor] = []
-        self.blocks = methods.blocks(self.encoder, lambda: tried.append(self._try_encoder()))
+        found: list[Tensor] = []
+        self.blocks = methods.blocks(self.encoder, lambda: found.append(tried(self.encoder, self.encoder_spec)))
         if method == "frozen":
             self.encoder.requires_grad_(False)
-        sizes = [tried[0].shape[1], *hidden]
+        sizes = [found[0].shape[1], *hidden]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
         self.dropouts = nn.ModuleList(Dropout(dropout, HEAD_SITE + index) for index in range(len(sizes)))
         self.readout = nn.Linear(sizes[-1], spec.num_outputs)
@@ -123,16 +125,8 @@ class Finetuned(SupervisedFamily):
         self._architecture = hashlib.sha256(described.encode()).hexdigest()
         self._seed = 0
         self._rows: Batch | None = None  # to mix with
+        self._came: dict[str, Tensor] = {}  # what the base gave
         self._start: dict[str, Tensor] = {}  # of the encoder's parameters, to be held to
-
-    @torch.no_grad()
-    def _try_encoder(self) -> Tensor:
-        """Features of as few rows as will do; raises ConfigError where the encoder has none."""
-        spec = self.encoder_spec
-        indices = spec.kind in ("text", "categorical")
-        like = next(self.encoder.parameters(), torch.empty(0))  # a linear model's features are its inputs
-        rows = torch.zeros(MEASURED_ROWS, *spec.shape, dtype=torch.int64 if indices else like.dtype)
-        return self._features[0]((rows + (spec.kind == "text")).to(like.device), None)
 
     # Where it starts.
 
@@ -141,10 +135,13 @@ class Finetuned(SupervisedFamily):
         if not self.random_start:
             found = base.weights(self.base["sha256"], self.base["uri"])
             expected = self.encoder.state_dict()
-            need_fit(expected, found, heads=tuple(self.dropped), uri=self.base["uri"])
-            self.encoder.load_state_dict({name: found[name] for name in expected})
+            uri = self.base["uri"]
+            fit = need_fit(expected, found, heads=tuple(self.dropped), uri=uri, allow_missing=not self.strict).kept
+            self.encoder.load_state_dict(expected | {name: found[name] for name in fit})
+            self._came = {name: found[name] for name in fit}
         if self.method in methods.ADAPTERS:
-            adapters.put_in(self.encoder, self.method, rank=self.rank, seed=seed, run=self._try_encoder)
+            run = functools.partial(tried, self.encoder, self.encoder_spec)
+            adapters.put_in(self.encoder, self.method, rank=self.rank, seed=seed, run=run)
             self.encoder.to(self.readout.weight.dtype)
 
     def start(self, batch: Batch) -> None:
@@ -152,14 +149,14 @@ class Finetuned(SupervisedFamily):
             self.encoder.start_from(self.bridge(batch[0]))
         self._rows = batch if self.mixup else None
         if self.l2_sp:  # a view of what all trials start from, where it has their type
-            found = base.weights(self.base["sha256"], self.base["uri"])
-            self._start = {name: found[name].to(parameter) for name, parameter in self.encoder.named_parameters()}
+            named = self.encoder.named_parameters()
+            self._start = {name: self._came[name].to(one) for name, one in named if name in self._came}
 
     def origins(self) -> tuple[dict[str, Tensor], dict[str, torch.Size], dict[str, Tensor]]:
         """Tensors that came with the base, the shapes of those of it that were dropped, and new tensors, by name."""
         state = self._features[0].state_dict() | self.state_dict()
-        came = set() if self.random_start else {name for name in state if name.startswith("encoder.")}
-        kept = {name: tensor for name, tensor in state.items() if name in came and not adapters.is_adapter(name)}
+        came = {f"encoder.{name}" for name in self._came}
+        kept = {name: tensor for name, tensor in state.items() if name.replace(".base_layer.", ".") in came}
         new = {name: tensor for name, tensor in state.items() if name not in kept}
         return kept, {f"encoder.{name}": shape for name, shape in self.dropped.items()}, new
 
@@ -271,9 +268,8 @@ class Finetuned(SupervisedFamily):
         with adapters.switched_off(self.encoder):
             start = {}
             if self.method not in methods.ADAPTERS:  # else the weights are still those of the base
-                found = base.weights(self.base["sha256"], self.base["uri"])
                 own = self.encoder.state_dict()
-                start = {f"encoder.{name}": found[name].to(tensor) for name, tensor in own.items()}
+                start = {f"encoder.{name}": came.to(own[name]) for name, came in self._came.items()}
             network = self._features[0]
             before = torch.cat([functional_call(network, start, (self.bridge(part), None)) for part in parts])
         return shown | {"embedding_map": {"before": before, "after": after, "targets": targets}}

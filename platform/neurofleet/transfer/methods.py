@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import takewhile
 
 from torch import nn
 
@@ -46,8 +47,11 @@ def check(method: str, *, share: float, layer_decay: float, rank: int, l2_sp: fl
         )
 
 
-def choose(spec: DataSpec, num_parameters: int) -> tuple[str, str]:
-    """The method for so many rows and such an encoder, and the reason."""
+def choose(spec: DataSpec, num_parameters: int, adaptable: Callable[[], bool]) -> tuple[str, str]:
+    """The method for so many rows and such an encoder, and the reason.
+
+    adaptable: whether most of what an encoder computes can be adapted by low-rank updates; asked where it matters
+    """
     num_groups = max(len(spec.classes), 1) if spec.task in ("binary", "multiclass") else 10
     rows = spec.num_rows["train"] / num_groups
     each = "a class" if spec.task in ("binary", "multiclass") else "in each tenth of the targets"
@@ -57,10 +61,10 @@ def choose(spec: DataSpec, num_parameters: int) -> tuple[str, str]:
             f"{rows:.0f} rows {each} are few: features that stay cannot be overfitted, only the head learns",
         )
     if num_parameters > MANY_PARAMETERS:
-        return "lora", (
-            f"{rows:.0f} rows {each} can move an encoder, but {num_parameters / 1e6:.1f} M parameters would cost much "
-            "and forget: low-rank updates learn, the weights stay"
-        )
+        large = f"{rows:.0f} rows {each} can move an encoder, but {num_parameters / 1e6:.1f} M parameters would "
+        if adaptable():
+            return "lora", f"{large}cost much and forget: low-rank updates learn, the weights stay"
+        return "gradual", f"{large}forget, and have no linear layers for updates of low rank: they learn from the top"
     return "probe_then_full", (
         f"{rows:.0f} rows {each} are enough for all {num_parameters:,} parameters; the head learns first, so that a "
         "random one does not spoil the features"
@@ -84,8 +88,8 @@ def thaws(method: str, share: float, num_blocks: int) -> list[float]:
 def blocks(module: nn.Module, run: Callable[[], object]) -> list[list[str]]:
     """Names of the module's parameters, divided as its layers are, in the order in which `run()` uses these.
 
-    A block is a layer of a list (`layers.0`, `encoder.layer.3`) or what else has a name; what holds vectors alone, as
-    norms do, belongs to the block before it.
+    A block is a layer of a list (`layers.0`, `encoder.layer.3`) or what else has a name below the one that all share;
+    what holds vectors alone, as norms do, belongs to the block before it.
     """
     called: dict[str, int] = {}
 
@@ -108,8 +112,10 @@ def blocks(module: nn.Module, run: Callable[[], object]) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     places: dict[str, float] = {}
     last = -1.0
+    levels = zip(*(name.split(".")[:-1] for name, _ in module.named_parameters()), strict=False)
+    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
     for name, _ in module.named_parameters():
-        block = _block_of(name)
+        block = _block_of(name, shared)
         place = called.get(name.rpartition(".")[0])
         groups.setdefault(block, []).append(name)
         if place is None:  # used without being called: it stands where it was registered
@@ -128,7 +134,7 @@ def blocks(module: nn.Module, run: Callable[[], object]) -> list[list[str]]:
     return merged
 
 
-def _block_of(name: str) -> str:
+def _block_of(name: str, shared: int) -> str:
     parts = name.split(".")[:-1] or [name]
     number = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
-    return ".".join(parts[: number + 1]) if number is not None else parts[0]
+    return ".".join(parts[: (shared if number is None else number) + 1])

@@ -11,13 +11,14 @@ from neurofleet import experiment as experiments
 from neurofleet.data import ParquetDataModule
 from neurofleet.errors import ConfigError, nearest
 from neurofleet.experiment import Experiment
+from neurofleet.transfer import adapters, methods
 from neurofleet.transfer import base as bases
-from neurofleet.transfer import methods
 from neurofleet.transfer.base import Base
+from neurofleet.transfer.encoders import drop_heads, tried
 
 FINETUNED = "neurofleet.transfer.finetuned.Finetuned"
 SHARED = ("data", "optimizer", "schedule", "trainer", "launcher", "seed", "name")  # with `neurofleet train`
-OWN = ("base", "method", "statistics", "head", "augmentation")
+OWN = ("base", "strict", "method", "statistics", "head", "augmentation")
 METHOD_KEYS = ("name", "share", "layer_decay", "rank", "l2_sp", "mixup")
 BACKBONES = {"EfficientNetLite0": "efficientnet_lite0", "SpeakerLSTM": "speaker_lstm"}
 CONTROLS = ("scratch", "same_method", "off")
@@ -63,6 +64,7 @@ class Start:
             "encoder_spec": self.base.spec.to_dict() | {"vocabulary": []},
             "base": {"uri": self.base.uri, "sha256": self.sha256},
             "random_start": False,
+            "strict": config["strict"],
             "statistics": _statistics(config["statistics"], self.base),
             "method": method.pop("name"),
             **method,
@@ -80,8 +82,13 @@ class Start:
         data = json.dumps(experiment["data"], sort_keys=True)
         if data not in self._chosen:
             size = sum(tensor.numel() for tensor in self.base.weights.values())
-            self._chosen[data] = methods.choose(experiments.build_data(experiment).spec, size)
+            self._chosen[data] = methods.choose(experiments.build_data(experiment).spec, size, self._adaptable)
         return self._chosen[data]
+
+    def _adaptable(self) -> bool:
+        encoder = experiments.build(dict(self.base.encoder), "family.encoder", spec=self.base.spec)
+        drop_heads(encoder)
+        return adapters.adaptable(encoder, lambda: tried(encoder, self.base.spec))
 
 
 def resumed(experiment: Experiment) -> Order:
