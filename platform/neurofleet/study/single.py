@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from neurofleet.errors import DivergedError
 from neurofleet.families._base import Family
@@ -19,8 +20,11 @@ class Single(Cohort):
         super().__init__([trial], wanted)
         self._optimizer = trial.plan.family.make_optimizer()
 
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
     def learnt(self, place: int) -> Learnt:
-        kept = [self._optimizer.state.get(parameter, {}) for parameter in self._optimizer.param_groups[0]["params"]]
+        kept = [self._optimizer.state.get(parameter, {}) for parameter in self._parameters()]
         flat = [
             {name: value.detach().clone().flatten() if value.ndim else value.clone() for name, value in one.items()}
             for one in kept
@@ -29,7 +33,7 @@ class Single(Cohort):
 
     def _inherit(self, place: int, state: Learnt) -> None:
         self._optimizer = self._family(place).make_optimizer()
-        for parameter, kept in zip(self._optimizer.param_groups[0]["params"], state.optimizer, strict=True):
+        for parameter, kept in zip(self._parameters(), state.optimizer, strict=True):
             if kept:
                 self._optimizer.state[parameter] = {
                     name: torch.empty_like(parameter).copy_(value.view(parameter.shape))

@@ -92,6 +92,8 @@ def _need_stackable(plan: Plan) -> None:
         raise NotStackableError("a stack trains in 32-true or 64-true")
     if not can_stack(plan.experiment["optimizer"]):
         raise NotStackableError(f"the optimizer has settings beyond {', '.join(sorted(KNOWN))} and theirs")
+    if len(plan.family.make_optimizer().param_groups) > 1:
+        raise NotStackableError("their layers have learning rates of their own")
 
 
 def _alike(trials: Sequence[Trial], *, exact: bool) -> Iterator[list[Trial]]:
