@@ -165,7 +165,7 @@ def _train_control(control: Experiment, planned: Plan, tracker: Tracker, folder:
     resume = json.loads(mark.read_text())["run_id"] if mark.is_file() else None
     tags = {"mlflow.parentRunId": tracker.run_id, "control_of": tracker.run_id}
     made = plan(control, planned.data)
-    with recorded(made, resume=resume, pipeline="finetune", tags=tags) as (own_tracker, own_folder):
+    with recorded(made, resume=resume, pipeline=None, tags=tags) as (own_tracker, own_folder):
         checkpoint.write(mark, json.dumps({"run_id": own_tracker.run_id}).encode())
         launch.launch(control, tracker=own_tracker, folder=own_folder, resume=resume is not None)
     return own_folder

@@ -34,12 +34,12 @@ ARTIFACTS = ("experiment.yaml", "spec.json", "history.json", "weights.safetensor
 
 @contextlib.contextmanager
 def recorded(
-    planned: Plan, *, resume: str | None = None, pipeline: str = "train", tags: Mapping[str, str] | None = None
+    planned: Plan, *, resume: str | None = None, pipeline: str | None = "train", tags: Mapping[str, str] | None = None
 ) -> Iterator[tuple[Tracker, Path]]:
     """A tracker, and the folder of its run; the run ends FINISHED, KILLED (a signal) or FAILED with this context.
 
     resume:   the id of a run that goes on, or None for a new one
-    pipeline: by which it goes on after it was cut
+    pipeline: by which it goes on after it was cut; None where another run says how
     tags:     of a new run, beside those that follow from its experiment
     """
     experiment, spec, data = planned.experiment, planned.data.spec, planned.data
@@ -58,9 +58,8 @@ def recorded(
 
         def remedy() -> str:
             resumable = (folder / "checkpoints" / "index.json").is_file()
-            return (
-                f"to go on from the last checkpoint: neurofleet {pipeline} resume={tracker.run_id}" if resumable else ""
-            )
+            go_on = f"neurofleet {pipeline} resume={tracker.run_id}"
+            return f"to go on from the last checkpoint: {go_on}" if resumable and pipeline else ""
 
         held.enter_context(ending(tracker, remedy))
         if resume is None:
