@@ -34,15 +34,11 @@ def build(config: Mapping[str, Any], where: str = "", /, **given: Any) -> Any:
     values = {key: _nested(config[key], place) for key, place in places.items()}
     module, name = target.rsplit(".", 1)
     factory = getattr(importlib.import_module(module), name)
-    parameters = inspect.signature(factory).parameters
+    parameters, hints = _schema(factory)
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for key in values:
         if key not in parameters and not open_ended:
             raise ConfigError(f"{target} has no setting {key!r}; {nearest(key, set(parameters) - set(given))}")
-    try:
-        hints = typing.get_type_hints(factory.__init__)
-    except NameError:  # a user's class that imports its types for the type checker only
-        hints = {}
     for key, value in values.items():
         _check_type(places[key], value, hints.get(key))
     named = {key: one for key, one in parameters.items() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
@@ -62,6 +58,16 @@ def build(config: Mapping[str, Any], where: str = "", /, **given: Any) -> Any:
     ) as error:  # third parties' checks, and sizes beyond memory
         blamed = [f"{places[key]}={config[key]}" for key in _named_in(f"{error}", values)]
         raise ConfigError(f"{target} refuses {', '.join(blamed) or 'its settings'}: {error}") from error
+
+
+@functools.cache  # a third of what building a small trial costs
+def _schema(factory: Any) -> tuple[Mapping[str, inspect.Parameter], dict[str, Any]]:
+    """The parameters of a target, and their types."""
+    try:
+        hints = typing.get_type_hints(factory.__init__)
+    except NameError:  # a user's class that imports its types for the type checker only
+        hints = {}
+    return inspect.signature(factory).parameters, hints
 
 
 def _nested(value: Any, place: str) -> Any:
