@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from neurofleet import experiment, paths
 from neurofleet.data import EnvironmentDataModule
 from neurofleet.data.catalog import NEEDS
-from neurofleet.errors import MismatchError
+from neurofleet.errors import ConfigError, MismatchError
 from neurofleet.experiment.check import GRID, SEARCH_SECTIONS
 from neurofleet.experiment.compose import composed as composed_config
 from neurofleet.experiment.compose import plain
@@ -58,6 +58,11 @@ CHOICES = [
     (folder.name, option) for folder in sorted(CONFIGS.iterdir()) if folder.is_dir() for option in options(folder.name)
 ]
 
+# An experiment that names what it starts from is for `neurofleet finetune`.
+FINETUNINGS = [
+    ("experiment", one) for one in options("experiment") if "base" in read(CONFIGS / f"experiment/{one}.yaml")
+]
+
 
 def assert_holds(composed: dict[str, Any], own: dict[str, Any]) -> None:
     """Each value that a file gives is there; what it builds upon may have more."""
@@ -72,7 +77,7 @@ def assert_holds(composed: dict[str, Any], own: dict[str, Any]) -> None:
 def test_each_choice_composes(group: str, option: str) -> None:
     if group in SEARCH_SECTIONS:
         composed = experiment.check_search(plain(composed_config("tune", [f"{group}={option}"])))
-    elif group == "method":
+    elif group == "method" or (group, option) in FINETUNINGS:
         composed = plain(composed_config("finetune", [f"{group}={option}"]))
     elif group == "finder":
         composed = plain(composed_config("tune", [f"{group}={option}"]))
@@ -83,6 +88,19 @@ def test_each_choice_composes(group: str, option: str) -> None:
         own = read(CONFIGS / group / f"{option}.yaml")
         said = own.get(group, own)  # one that also chooses from another group stands at the top
         assert_holds(composed[group], {key: value for key, value in said.items() if key != "defaults"})
+
+
+@pytest.mark.parametrize("option", [option for _, option in FINETUNINGS])
+def test_each_finetuning_holds_what_its_file_says(option: str) -> None:
+    own = {key: value for key, value in read(CONFIGS / f"experiment/{option}.yaml").items() if key != "defaults"}
+    assert_holds(plain(composed_config("finetune", [f"experiment={option}"])), own)
+
+
+@pytest.mark.parametrize("option", options("experiment"))
+def test_the_other_verb_says_whose_experiment_it_is(option: str) -> None:
+    verb, other = ("finetune", "train") if ("experiment", option) in FINETUNINGS else ("train", "finetune")
+    with pytest.raises(ConfigError, match=f"^experiment={option} is .* type: neurofleet {verb} experiment={option}$"):
+        composed_config(other, [f"experiment={option}"])
 
 
 @pytest.mark.parametrize("data", options("data"))

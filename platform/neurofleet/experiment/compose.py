@@ -110,12 +110,19 @@ def _missing(error: Any) -> str:
     return str(error).strip()
 
 
+_VERBS = {"family": "train", "method": "finetune"}  # by the group that only its experiments choose from
+
+
 def _wrong_key(error: Exception) -> str:
     message, cause = f"{error}", error.__cause__
     own = re.search(r"In 'family/(\w+)': Could not override 'optimizer@([\w.]+)\.optimizer'", message)
     if own:
         return f"{own[2]} needs a supervised family, got {own[1]}, which learns by a rule and an optimizer of its own"
     found = re.search(r"Could not override '([\w.]+)'", message)
+    shipped = re.search(r"In 'experiment/(\w+)'", message)
+    if found and shipped and found[1] in _VERBS:
+        verb = _VERBS[found[1]]
+        return f"experiment={shipped[1]} is one of {verb}; type: neurofleet {verb} experiment={shipped[1]}"
     if not found:
         return f"{message} {cause or ''}".strip()
     key, keys = getattr(cause, "full_key", "") or found[1], _keys()
