@@ -482,6 +482,8 @@ def test_a_mistake_is_a_config_error(overrides: list[str], message: str) -> None
         ({"fuse": 0}, r"search\.fuse needs one of"),
         ({"time_limit_minutes": 0}, r"search\.time_limit_minutes needs a number above 0 or null"),
         ({"time_limit_minutes": math.nan}, r"search\.time_limit_minutes needs a number above 0 or null"),
+        ({"device_hours": -1}, r"search\.device_hours needs a number above 0 or null, got -1"),
+        ({"device_hours": True}, r"search\.device_hours needs a number above 0 or null"),
         ({"seed": -1}, r"search\.seed needs a whole number from 0"),
         ({"space": ["a"]}, r"search\.space needs keys and their values"),
         ({"metric": 3}, r"search\.metric needs the name of a metric or a list"),

@@ -187,6 +187,37 @@ def test_time_that_is_up_ends_a_study(studied: Any, monkeypatch: pytest.MonkeyPa
     assert more.states == ["PRUNED"] * 2 + ["COMPLETE"] * 2
 
 
+class Devices:
+    """A lane that trains on so many devices."""
+
+    def __init__(self, lane: Lane, num_devices: int) -> None:
+        self.lane, self.num_devices = lane, num_devices
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.lane, name)
+
+
+def test_device_hours_that_are_spent_end_a_study(studied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that moves a second a look; those of earlier sessions count too."""
+    seconds = iter(range(10_000))
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    settings = [RATES, TRIALS, "search.max_concurrent=2", "trainer.max_epochs=6"]
+
+    def go_on(num_seconds: float, num_devices: int) -> Any:
+        limit = f"search.device_hours={num_seconds / 3600}"
+        return studied(*settings, limit, wrap=lambda lane: Devices(lane, num_devices))
+
+    two = go_on(7.5, 2)
+    assert two.states == ["PRUNED", "PRUNED"]
+    assert [len(one.intermediate_values) for one in two.trials] == [3] * 2, "a look before the wave, one a round"
+    assert go_on(7.5, 1).states == ["PRUNED", "PRUNED"], "nothing is left of them"
+    more = go_on(13.5, 1)
+    assert more.states == ["PRUNED"] * 4
+    assert [len(one.intermediate_values) for one in more.trials[2:]] == [2] * 2, (
+        "five looks on two devices and one on one: 11 seconds"
+    )
+
+
 def test_trials_that_cannot_be_built_end_a_study(studied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ["search=grid", "family.dropout=0.1,1.5,2.5,3.5"]
     done = studied(*settings, name="some")

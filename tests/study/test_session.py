@@ -54,6 +54,7 @@ def test_a_study_goes_on_by_its_name_alone(home: Path) -> None:
         ("search.fuse=pack", "fuse", "pack"),
         ("search.max_stack=3", "max_stack", 3),
         ("search.time_limit_minutes=5", "time_limit_minutes", 5),
+        ("search.device_hours=0.5", "device_hours", 0.5),
     ],
 )
 @pytest.mark.usefixtures("home")

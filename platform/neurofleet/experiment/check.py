@@ -79,7 +79,7 @@ ROOMS: dict[str, str | tuple[str, ...]] = {  # where the targets of a section li
 }
 # Beside the experiment: how a study searches, when it gives a trial up, and what it is called.
 SEARCH_SECTIONS = ("search", "scheduler", "study")
-BUDGET_KEYS = ("num_trials", "max_concurrent", "max_stack", "time_limit_minutes")
+BUDGET_KEYS = ("num_trials", "max_concurrent", "max_stack", "time_limit_minutes", "device_hours")
 SEARCH_KEYS = ("space", "metric", "mode", *BUDGET_KEYS, "fuse", "seed", "sampler")
 RAY = "ray.tune.schedulers."  # for search.fuse=off
 SEARCH_ROOMS: dict[str, str | tuple[str, ...]] = {
@@ -188,7 +188,7 @@ def _check_objectives(metric: Any, mode: Any, scheduler: str) -> None:
 def _check_budget(search: Mapping[str, Any]) -> None:
     """How much, how fast, and in which manner."""
     open_ended = {"max_concurrent"} | ({"num_trials"} if search["sampler"]["_target_"] == GRID else set())
-    for key in BUDGET_KEYS[:-1]:
+    for key in BUDGET_KEYS[:3]:
         value = search[key]
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not whole and (value is not None or key not in open_ended):
@@ -196,9 +196,10 @@ def _check_budget(search: Mapping[str, Any]) -> None:
             raise ConfigError(f"search.{key} needs a whole number of at least 1{also}, got {value!r}")
     if search["fuse"] not in FUSE:
         raise ConfigError(f"search.fuse needs one of {', '.join(FUSE)}, got {search['fuse']!r}")
-    limit = search["time_limit_minutes"]
-    if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool) or not limit > 0):
-        raise ConfigError(f"search.time_limit_minutes needs a number above 0 or null, got {limit!r}")
+    for key in BUDGET_KEYS[3:]:
+        limit = search[key]
+        if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool) or not limit > 0):
+            raise ConfigError(f"search.{key} needs a number above 0 or null, got {limit!r}")
     if not isinstance(search["space"], Mapping):
         raise ConfigError(f"search.space needs keys and their values, got {search['space']!r}")
     _check_seed("search.seed", search["seed"])

@@ -93,6 +93,11 @@ class ActorLanes:
     def training(self) -> set[int]:
         return {number for seat in self._seats for number in seat.trials}
 
+    @property
+    def num_devices(self) -> int:
+        """All actors: one that waits keeps its cores or its GPU from others."""
+        return len(self._seats)
+
     def begin(self, experiments: Mapping[int, Experiment]) -> tuple[list[Report], list[str]]:
         """As `Lane.begin`."""
         shares = divided(experiments, len(self._seats), keep_together=self._keep_together)

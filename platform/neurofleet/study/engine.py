@@ -28,6 +28,7 @@ from neurofleet.study.schedulers import PopulationBased, Scheduler, moves
 from neurofleet.study.waves import Waves
 from neurofleet.tracking import Tracker
 
+DEVICE_HOURS = "device_hours"  # a study's attribute: what it has cost
 SIZE = "num_parameters"  # an objective that every trial has
 UNBUILDABLE = 3  # so many trials that cannot be built, and none that can, end a study
 
@@ -37,6 +38,9 @@ class Lanes(Protocol):
 
     @property
     def training(self) -> set[int]: ...
+
+    @property
+    def num_devices(self) -> int: ...
 
     def begin(self, experiments: Mapping[int, Experiment]) -> tuple[list[Report], list[str]]: ...
 
@@ -67,8 +71,9 @@ class Engine:
         self._per_epoch = planned.supply.steps_per_epoch
         self.study = opened.study
         self.objectives = objectives(composer.search)
-        limit = composer.search["time_limit_minutes"]
-        self._deadline = math.inf if limit is None else time.monotonic() + 60 * limit
+        self._now = time.monotonic()
+        self._deadline = self._now + 60 * (composer.search["time_limit_minutes"] or math.inf)
+        self._device_hours = self.study.user_attrs.get(DEVICE_HOURS, 0.0)
         self._experiments: dict[int, Experiment] = {}
         self._values: dict[int, dict[str, Any]] = {}  # of searched keys, as they are now
         self._ids: dict[int, int] = {}
@@ -89,13 +94,13 @@ class Engine:
     # The loop.
 
     def run(self) -> None:
-        """Train until there are as many trials as asked for, or the time is up.
+        """Train until there are as many trials as asked for, or the time or the device-hours are up.
 
         Raises:
             ConfigError: none of the first trials can be built.
         """
         self._show()
-        while time.monotonic() < self._deadline and (wave := self._waves.next()):
+        while not self._is_time_up() and (wave := self._waves.next()):
             refused, said = self.lanes.begin(self._composed(wave))
             for line in said:
                 self.display.say(line)
@@ -107,8 +112,15 @@ class Engine:
                 self._take(reports)
                 self._need_unbroken()
                 self._judge({report.epoch for report in reports if report.state is None})
-                if time.monotonic() >= self._deadline:  # what has not been measured stays to be trained
+                if self._is_time_up():  # what has not been measured stays to be trained
                     self._take([one for one in self.lanes.drop(self.lanes.training) if one.scores])
+
+    def _is_time_up(self) -> bool:
+        """Whether the budget of wall time or device-hours is spent; the latter counts earlier sessions too."""
+        before, self._now = self._now, time.monotonic()
+        self._device_hours += (self._now - before) * self.lanes.num_devices / 3600
+        self.study.set_user_attr(DEVICE_HOURS, self._device_hours)
+        return self._now >= self._deadline or self._device_hours >= (self.composer.search[DEVICE_HOURS] or math.inf)
 
     def _composed(self, wave: Sequence[FrozenTrial]) -> dict[int, Experiment]:
         """The experiments of those whose values make one; the others fail."""

@@ -77,6 +77,11 @@ class Lane:
         self._supplies: dict[int, Supply] = {}  # of the trials that train, which may hold environments open
         self._num_threads: int | None = None
 
+    @property
+    def num_devices(self) -> int:
+        """This process, and the GPU that it may have."""
+        return 1
+
     def begin(self, experiments: Mapping[int, Experiment]) -> tuple[list[Report], list[str]]:
         """Take trials on, by number; returns a report of each that cannot be built, and what there is to say."""
         trials, refused, said = list[Trial](), list[Report](), list[str]()

@@ -21,7 +21,7 @@ from neurofleet import experiment as experiments
 from neurofleet import launch, progress
 from neurofleet.errors import ConfigError, UserError
 from neurofleet.experiment import Composer, Dimension, Verb
-from neurofleet.experiment.check import GRID, NEVER, study_name
+from neurofleet.experiment.check import BUDGET_KEYS, GRID, NEVER, study_name
 from neurofleet.experiment.compose import parsed
 from neurofleet.experiment.space import bare, parse, plain_value
 from neurofleet.launch.relay import relayed
@@ -35,7 +35,7 @@ from neurofleet.study.schedulers import Never, Scheduler
 from neurofleet.study.verbs import Find, chosen
 
 LARGEST_GRID = 1_000_000
-FREE = ("search.num_trials", "search.max_concurrent", "search.fuse", "search.max_stack", "search.time_limit_minutes")
+FREE = tuple(f"search.{key}" for key in (*BUDGET_KEYS, "fuse"))
 """what may change when a study goes on"""
 TRIED_POINTS = 8  # of the space, before it is said that none can be built
 

@@ -124,6 +124,11 @@ class StockLanes:
     def training(self) -> set[int]:
         return set(self._last)
 
+    @property
+    def num_devices(self) -> int:
+        """As many as trials have at a time."""
+        return int(self._launcher["num_workers"])
+
     def begin(self, experiments: Mapping[int, Experiment]) -> tuple[list[Report], list[str]]:
         """As `Lane.begin`; what cannot be built shows in a round."""
         self._num_waves += 1
