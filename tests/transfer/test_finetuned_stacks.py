@@ -1,4 +1,4 @@
-"""Fine-tunings of a study train in stacks: each is the trial that it would be alone, and holds no encoder of its own."""
+"""Fine-tunings train in stacks: each is the trial that it would be alone, and holds no encoder of its own."""
 
 from __future__ import annotations
 

@@ -167,7 +167,8 @@ def _train_control(control: Experiment, planned: Plan, tracker: Tracker, folder:
     made = plan(control, planned.data)
     with recorded(made, resume=resume, pipeline=None, tags=tags) as (own_tracker, own_folder):
         checkpoint.write(mark, json.dumps({"run_id": own_tracker.run_id}).encode())
-        launch.launch(control, tracker=own_tracker, folder=own_folder, resume=resume is not None)
+        begun = (own_folder / "experiment.yaml").is_file()  # not where it was stopped before its first step
+        launch.launch(control, tracker=own_tracker, folder=own_folder, resume=begun)
     return own_folder
 
 

@@ -171,7 +171,8 @@ class Finetuned(SupervisedFamily):
     def settled_key(self) -> str | None:
         if not self._settles:
             return None
-        start = f"random {self._seed}" if self.random_start else self.base["sha256"]
+        start = "random" if self.random_start else self.base["sha256"]
+        start += "" if self.strict and not self.random_start else f" {self._seed}"  # what lacks has a random start too
         return f"{start} {self._architecture} {self.readout.weight.dtype}"
 
     def settle_down(self) -> None:

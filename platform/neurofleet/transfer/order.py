@@ -125,6 +125,11 @@ def _check(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"a fine-tuning needs the sections {', '.join((*SHARED, *OWN))}; lacking {lacking}")
     if config["control"] is not False and config["control"] not in CONTROLS:
         raise ConfigError(f"control needs one of {', '.join(CONTROLS)}, got {config['control']!r}")
+    counts = config.get("label_counts", [])
+    if not isinstance(counts, list) or any(type(one) is not int or one < 1 for one in counts):
+        raise ConfigError(f"label_counts needs a list of numbers of rows, got {counts!r}; write label_counts=[20,100]")
+    if not isinstance(config["head"], Mapping):
+        raise ConfigError(f"head needs hidden, dropout and label_smoothing, got {config['head']!r}")
     method = config["method"]
     if not isinstance(method, Mapping) or set(method) != set(METHOD_KEYS):
         got = ", ".join(map(str, method)) if isinstance(method, Mapping) else repr(method)
