@@ -131,7 +131,7 @@ def interrupted(home: Path, arguments: list[str], after: str) -> str:
 
 
 def test_an_interrupted_run_and_an_interrupted_control_go_on_to_the_same_weights(tmp_path: Path, base: Path) -> None:
-    settings = [f"base={base}", *NEW, "trainer.max_epochs=600", "method=gradual", "control=same_method"]
+    settings = [f"base={base}", *NEW, "trainer.max_epochs=400", "method=gradual", "control=same_method"]
     complaint = interrupted(tmp_path, [*settings, "name=cut"], after="progress")
     run_id = runs(tmp_path)["cut"].info.run_id
     assert f"neurofleet finetune resume={run_id}" in complaint
