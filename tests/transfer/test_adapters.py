@@ -93,3 +93,14 @@ def test_what_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r"method=ia3 needs peft; install it with"):
         adapters.put_in(Net(), "ia3", rank=2, seed=0, run=lambda: None)
+
+
+def test_a_method_of_the_same_name_is_left_alone() -> None:
+    """transformers' models have an `enable_adapters` without arguments."""
+
+    class Model(torch.nn.Module):
+        def enable_adapters(self) -> None:
+            raise AssertionError
+
+    with adapters.switched_off(Model()):
+        pass

@@ -36,6 +36,18 @@ def copied(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "copy"))
 
 
+@pytest.mark.parametrize("length", [0x0280, 0x0480])
+def test_a_header_whose_length_looks_like_a_pickle_is_none(copied: Path, length: int) -> None:
+    file = copied / "weights.safetensors"
+    tensors = load_file(file)
+    header = int.from_bytes(checkpoint.encode(tensors, {"note": ""})[:8], "little")
+    padding = length + (0x10000 if header > length else 0) - header
+    payload = checkpoint.encode(tensors, {"note": "x" * padding})
+    assert payload[:2] == length.to_bytes(2, "little")
+    file.write_bytes(payload)
+    assert set(stored(copied, uri="runs:/1").weights) == set(tensors)
+
+
 def test_a_run_is_a_base_that_answers_as_it_did(trained: Path) -> None:
     base = stored(trained, uri="runs:/1", tags={"base.run_id": "1"})
     assert (base.uri, base.name, base.spec.name) == ("runs:/1", "wine-mlp", "wine")

@@ -84,7 +84,8 @@ def is_adapter(name: str) -> bool:
 @contextlib.contextmanager
 def switched_off(module: nn.Module) -> Iterator[None]:
     """While it lasts, the module is what it was before adapters were put in; one without any is not touched."""
-    layers: list[Any] = [one for one in module.modules() if hasattr(one, "enable_adapters")]
+    # A whole model of transformers has a method of that name, too, which does something else.
+    layers: list[Any] = [one for one in module.modules() if hasattr(one, "base_layer")]
     for one in layers:
         one.enable_adapters(False)
     try:

@@ -147,7 +147,8 @@ def read(file: Path) -> dict[str, Tensor]:
         payload = file.read_bytes()
     except OSError as error:
         raise ConfigError(f"a base needs a file that can be read, got {file}: {error}") from None
-    if payload.startswith(MAGIC):
+    # A header's length may begin with the very bytes of a pickle; its brace follows at once.
+    if payload.startswith(MAGIC) and payload[8:9] != b"{":
         raise pickled(file)
     listed = checkpoint.listed(file)
     if listed is not None and hashlib.sha256(payload).hexdigest() != listed:

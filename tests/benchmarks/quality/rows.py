@@ -29,6 +29,7 @@ from neurofleet import checkpoint, paths
 from neurofleet import experiment as experiments
 from neurofleet.data import ParquetDataModule
 from neurofleet.data.splits import STAGES
+from neurofleet.experiment import Experiment
 from neurofleet.families._base import Family
 from neurofleet.run import Result, run
 from neurofleet.spec import DataSpec
@@ -51,6 +52,7 @@ class Row:
     score:               what a run's own metrics do not say, from its result
     centre:              of the variants' scores
     write:               datasets of the row's own, to a folder that holds the prepared ones
+    run:                 (result, CPU seconds) of overrides that are not those of `neurofleet train`
     """
 
     overrides: tuple[str, ...]
@@ -62,6 +64,7 @@ class Row:
     score: Callable[[Result], float] | None = None
     centre: Callable[[Sequence[float]], float] = mean
     write: Callable[[Path], None] | None = None
+    run: Callable[[tuple[str, ...]], tuple[Result, float]] | None = None
 
     def met(self, score: float) -> bool:
         return score <= self.reach + SLACK if self.lower else score >= self.reach - SLACK
@@ -69,7 +72,7 @@ class Row:
 
 def measure(row: Row, variant: str) -> tuple[float, float]:
     """(the score on test rows, CPU seconds) of one run."""
-    result, seconds = finished((*row.overrides, variant))
+    result, seconds = (row.run or finished)((*row.overrides, variant))
     return result.metrics[f"test/{row.metric}"] if row.score is None else row.score(result), seconds
 
 
@@ -108,9 +111,13 @@ def store(folder: Path, tables: Mapping[str, pa.Table], spec: DataSpec) -> None:
 @functools.cache
 def finished(overrides: tuple[str, ...]) -> tuple[Result, float]:
     """A run and its CPU seconds; rows that ask different things of the same run share it."""
+    return trained(experiments.compose([*overrides, "trainer.num_threads=1"]))
+
+
+def trained(experiment: Experiment) -> tuple[Result, float]:
+    """A run and its CPU seconds; its folder lasts as long as this process."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
-    experiment = experiments.compose([*overrides, "trainer.num_threads=1"])
     begin = time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
         result = run(experiment, folder=Path(folder))
