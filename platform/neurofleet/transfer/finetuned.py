@@ -145,7 +145,7 @@ class Finetuned(SupervisedFamily):
             self.encoder.to(self.readout.weight.dtype)
 
     def start(self, batch: Batch) -> None:
-        if self.random_start and isinstance(self.encoder, StartsFromInputs) and not self.settled:
+        if self.random_start and not self.settled and isinstance(self.encoder, StartsFromInputs):
             self.encoder.start_from(self.bridge(batch[0]))
         self._rows = batch if self.mixup else None
         if self.l2_sp:  # a view of what all trials start from, where it has their type
