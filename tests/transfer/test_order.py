@@ -38,6 +38,7 @@ def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         "head": {"hidden": [4], "dropout": 0.0, "label_smoothing": 0.0},
         "augmentation": {"degrees": 0.0, "scale": 0.0, "translation": 0.0},
         "control": "scratch",
+        "control_lr": None,
         "label_counts": [],
     }
     return shared | own
@@ -59,7 +60,7 @@ def test_an_order_is_an_experiment_that_builds(base: Base, config: dict[str, Any
 def test_a_control_has_a_random_start_and_the_same_budget(base: Base, config: dict[str, Any]) -> None:
     experiment = orders.Start(base).order(config).experiment
     before = copy.deepcopy(experiment)
-    scratch, same = (orders.control(experiment, kind) for kind in ("scratch", "same_method"))
+    scratch, same = (orders.control(experiment, kind, None) for kind in ("scratch", "same_method"))
     assert experiment == before
     changed = {key for key in scratch["family"] if scratch["family"][key] != experiment["family"][key]}
     assert changed == {"random_start", "layer_decay", "l2_sp"}
@@ -70,6 +71,7 @@ def test_a_control_has_a_random_start_and_the_same_budget(base: Base, config: di
         assert {key for key in control if control[key] != experiment[key]} == {"family", "name"}
         experiments.build_family(control, base.spec).begin(0)
     assert scratch["name"] == f"{experiment['name']}-control"
+    assert orders.control(experiment, "scratch", 0.25)["optimizer"] == experiment["optimizer"] | {"lr": 0.25}
 
 
 def test_the_method_is_chosen_by_the_data(base: Base, config: dict[str, Any]) -> None:
@@ -89,6 +91,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no method": ({"method": "full"}, "method needs the keys name, share"),
     "key": ({"method": {"name": "full"}}, "method needs the keys name, share"),
     "head": ({"head": None}, "head needs hidden, dropout and label_smoothing, got None"),
+    "rate": ({"control_lr": 0}, "control_lr needs a learning rate above 0, or null for the same, got 0"),
     "counts": ({"label_counts": [0]}, r"needs a list of numbers of rows, got \[0\]"),
     "seed": ({"seed": -1}, "seed needs a whole number"),
 }

@@ -133,7 +133,7 @@ def is_group(key: str) -> bool:
 
 # What decides nothing of a trial's result.
 _SETTINGS = frozenset({"search", "scheduler", "study", "launcher", "name", "resume", "hydra"})
-_SETTINGS |= {"base", "control", "label_counts", "pipeline"}
+_SETTINGS |= {"base", "control", "control_lr", "label_counts", "pipeline"}
 
 
 def _dimension(override: Override) -> Dimension:

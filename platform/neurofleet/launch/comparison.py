@@ -51,24 +51,33 @@ def introduce(planned: Plan, reason: str | None) -> None:
 
 
 def remembered(wanted: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What a run was to be compared with when it began: `control` and `label_counts` of configs/finetune.yaml."""
+    """What a run was to be compared with when it began, by the keys `order.COMPARED` of configs/finetune.yaml."""
     path = folder / WANTED
     if not path.is_file():
-        chosen = {name: wanted[name] for name in ("control", "label_counts")}
+        chosen = {name: wanted[name] for name in order.COMPARED}
         checkpoint.write(path, json.dumps(chosen).encode())
     return dict(json.loads(path.read_text()))
 
 
-def compare(planned: Plan, tracker: Tracker, folder: Path, *, control: str | bool, label_counts: list[int]) -> None:
+def compare(
+    planned: Plan,
+    tracker: Tracker,
+    folder: Path,
+    *,
+    control: str | bool,
+    control_lr: float | None,
+    label_counts: list[int],
+) -> None:
     """Hold a finished run against its control, and against what its base knew; log, print and draw what comes of it.
 
     control:      one of `order.CONTROLS`
+    control_lr:   its learning rate, or None for the run's own
     label_counts: numbers of training rows with which both are trained again, for the curve of label efficiency
     """
     experiment, spec, kind = planned.experiment, planned.data.spec, control
     drawings: dict[str, Callable[[Path], object]] = {}
     if kind not in ("off", False):
-        other = order.control(experiment, str(kind))
+        other = order.control(experiment, str(kind), control_lr)
         print("training the control from a random start ...", flush=True)
         there = _train_control(other, planned, tracker, folder)
         try:

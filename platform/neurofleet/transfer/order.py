@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ SHARED = ("data", "optimizer", "schedule", "trainer", "launcher", "seed", "name"
 OWN = ("base", "strict", "method", "statistics", "head", "augmentation")
 METHOD_KEYS = ("name", "share", "layer_decay", "rank", "l2_sp", "mixup")
 BACKBONES = {"EfficientNetLite0": "efficientnet_lite0", "SpeakerLSTM": "speaker_lstm"}
+COMPARED = ("control", "control_lr", "label_counts")  # what a run is held against, when it has ended
 CONTROLS = ("scratch", "same_method", "off")
 
 
@@ -102,12 +104,16 @@ def resumed(experiment: Experiment) -> Order:
     return Order(experiment, experiments.build_data(experiment), tags, None)
 
 
-def control(experiment: Experiment, kind: str) -> Experiment:
-    """The same network from a random start on the same budget: all of it trained, or by the `same_method`."""
+def control(experiment: Experiment, kind: str, lr: float | None) -> Experiment:
+    """The same network from a random start on the same budget: all of it trained, or by the `same_method`.
+
+    lr: its learning rate, since what suits a trained network seldom suits a random one; None for the same
+    """
     family = experiment["family"] | {"random_start": True, "l2_sp": 0.0}  # to nothing worth it
     if kind == "scratch":
         family |= {"method": "full", "share": 0.0, "layer_decay": 1.0}
-    return experiment | {"family": family, "name": f"{experiment['name']}-control"}
+    optimizer = experiment["optimizer"] | ({} if lr is None else {"lr": lr})
+    return experiment | {"family": family, "optimizer": optimizer, "name": f"{experiment['name']}-control"}
 
 
 def architecture(experiment: Experiment) -> str:
@@ -120,11 +126,14 @@ def architecture(experiment: Experiment) -> str:
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    lacking = [section for section in (*SHARED, *OWN, "control") if section not in config]
+    lacking = [section for section in (*SHARED, *OWN, *COMPARED) if section not in config]
     if lacking:
         raise ConfigError(f"a fine-tuning needs the sections {', '.join((*SHARED, *OWN))}; lacking {lacking}")
     if config["control"] is not False and config["control"] not in CONTROLS:
         raise ConfigError(f"control needs one of {', '.join(CONTROLS)}, got {config['control']!r}")
+    lr = config["control_lr"]
+    if lr is not None and (isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf):
+        raise ConfigError(f"control_lr needs a learning rate above 0, or null for the same, got {lr!r}")
     counts = config.get("label_counts", [])
     if not isinstance(counts, list) or any(type(one) is not int or one < 1 for one in counts):
         raise ConfigError(f"label_counts needs a list of numbers of rows, got {counts!r}; write label_counts=[20,100]")

@@ -29,10 +29,10 @@ def start(uri: str) -> order.Start:
     return order.Start(bases.resolve(uri))
 
 
-def ordered(overrides: tuple[str, ...]) -> tuple[Experiment, str]:
-    """The experiment of `neurofleet finetune OVERRIDES`, and the kind of its control."""
+def ordered(overrides: tuple[str, ...]) -> tuple[Experiment, str, float | None]:
+    """The experiment of `neurofleet finetune OVERRIDES`, the kind of its control, and that one's learning rate."""
     settings = experiments.plain(experiments.composed("finetune", [*overrides, "trainer.num_threads=1"]))
-    return start(settings["base"]).order(settings).experiment, settings["control"]
+    return start(settings["base"]).order(settings).experiment, settings["control"], settings["control_lr"]
 
 
 @functools.cache
@@ -42,8 +42,7 @@ def fine_tuned(overrides: tuple[str, ...]) -> tuple[Result, float]:
 
 @functools.cache
 def control(overrides: tuple[str, ...]) -> Result:
-    experiment, kind = ordered(overrides)
-    return trained(order.control(experiment, kind))[0]
+    return trained(order.control(*ordered(overrides)))[0]
 
 
 @functools.cache
