@@ -13,10 +13,11 @@ from optuna.trial import FrozenTrial
 
 from neurofleet import experiment as experiments
 from neurofleet.experiment import Composer
-from neurofleet.study import session, storage
+from neurofleet.study import one_shot, session, storage
 from neurofleet.study.display import Display
 from neurofleet.study.engine import Engine, objectives
 from neurofleet.study.lane import Lane
+from neurofleet.study.samplers import sampler_of
 from neurofleet.study.schedulers import Scheduler
 
 TINY = ["family=mlp", "family.hidden=[4]", "data=wine", "data.batch_size=124", "trainer.max_epochs=2"]
@@ -29,9 +30,13 @@ class Told:
     def __init__(self) -> None:
         self.trials: list[dict[str, Any]] = []
         self.rows: list[Any] = []
+        self.files: list[Path] = []
 
     def log_trial(self, record: dict[str, Any]) -> None:
         self.trials.append(record)
+
+    def log_artifact(self, path: Path) -> None:
+        self.files.append(path)
 
     def log_many(self, rows: list[Any]) -> None:
         self.rows += rows
@@ -75,12 +80,14 @@ def studied(home: Path) -> Callable[..., Studied]:
         directions = [StudyDirection.MINIMIZE if sign == 1 else StudyDirection.MAXIMIZE for sign in aims.values()]
         told: Any = Told()
         with storage.opened(name, directions) as opened:
-            opened.study.sampler = session._sampler(composer, len(opened.study.trials))
+            opened.study.sampler = sampler_of(composer.search, len(opened.study.trials))
             if failed_only:
                 composer.search["num_trials"] = 0
                 opened.retry_failed()
             display = Display(name, composer.search["num_trials"], 1, aims)
-            Engine(composer, opened, wrap(lane), scheduler, told, display, planned).run()
+            engine = Engine(composer, opened, wrap(lane), scheduler, told, display, planned)
+            one_shot.rank(composer, aims, opened, told, display, engine.is_time_up)
+            engine.run()
             trials = opened.study.get_trials()
             pareto = opened.study.best_trials if len(aims) > 1 else []
             return Studied(trials, opened.best, pareto, opened.folder, told, composer)

@@ -51,6 +51,7 @@ TARGETS = frozenset(
         "neurofleet.schedule.Exponential",
         "neurofleet.schedule.Linear",
         "neurofleet.schedule.Step",
+        "neurofleet.study.samplers.OneShot",
         "neurofleet.study.samplers.RegularizedEvolution",
         "optuna.samplers.CmaEsSampler",
         "optuna.samplers.GridSampler",
@@ -89,6 +90,7 @@ SEARCH_ROOMS: dict[str, str | tuple[str, ...]] = {
 FUSE = ("auto", "stack", "pack", "off")
 CMA_ES = "optuna.samplers.CmaEsSampler"
 GRID = "optuna.samplers.GridSampler"
+ONE_SHOT = "neurofleet.study.samplers.OneShot"
 NEVER = "neurofleet.study.schedulers.Never"
 # Hydra's own directives would turn data into code; interpolations must be resolved, and may not read the environment.
 _DIRECTIVES = frozenset({"_partial_", "_args_", "_recursive_", "_convert_", "hydra"})

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from neurofleet.errors import ConfigError, nearest
-from neurofleet.experiment.check import CMA_ES, GRID, SECTIONS, Experiment, check, check_search
+from neurofleet.experiment.check import CMA_ES, GRID, ONE_SHOT, SECTIONS, Experiment, check, check_search
 from neurofleet.experiment.compose import as_text, composed, has_interpolations, parsed, plain
 from neurofleet.experiment.space import Dimension, Space, bare, grid_size, is_group, parse, plain_value, root
 
@@ -157,15 +157,16 @@ class Composer:
             )
 
     def _count_grid(self) -> None:
-        if self.search["sampler"]["_target_"] != GRID:
+        what = {GRID: "a grid", ONE_SHOT: "one-shot search"}.get(self.search["sampler"]["_target_"])
+        if what is None:
             return
         endless = [key for key, dimension in self.space.items() if dimension.size is None]
         if endless:
             raise ConfigError(
-                f"a grid needs values that can be counted, got intervals for {', '.join(endless)}; use range"
+                f"{what} needs values that can be counted, got intervals for {', '.join(endless)}; use range"
             )
-        size = grid_size(self.space)
-        self.search["num_trials"] = min(filter(None, (self.search["num_trials"], size)))
+        most = self.search["sampler"].get("num_candidates")
+        self.search["num_trials"] = min(filter(None, (self.search["num_trials"], grid_size(self.space), most)))
 
 
 @functools.lru_cache(maxsize=1)  # first for the space, then for the rest

@@ -120,6 +120,7 @@ class Cohort(ABC):
         self.trials = list(trials)
         plan = self.trials[0].plan
         self.device = torch.device(workers.device_type(plan.config, Group(0, 1)))
+        self._is_mixed = plan.config.precision == "bf16-mixed"
         self.loader = plan.supply.loader(
             self.device,
             seed=plan.experiment["seed"],
@@ -241,8 +242,7 @@ class Cohort(ABC):
         return scores
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        mixed = self.trials[0].plan.config.precision == "bf16-mixed"
-        return torch.autocast(self.device.type, torch.bfloat16) if mixed else contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self._is_mixed else contextlib.nullcontext()
 
     def weights(self, place: int) -> dict[str, Tensor]:
         """A copy of a trial's weights as they are."""

@@ -100,7 +100,7 @@ class Engine:
             ConfigError: none of the first trials can be built.
         """
         self._show()
-        while not self._is_time_up() and (wave := self._waves.next()):
+        while not self.is_time_up() and (wave := self._waves.next()):
             refused, said = self.lanes.begin(self._composed(wave))
             for line in said:
                 self.display.say(line)
@@ -112,10 +112,10 @@ class Engine:
                 self._take(reports)
                 self._need_unbroken()
                 self._judge({report.epoch for report in reports if report.state is None})
-                if self._is_time_up():  # what has not been measured stays to be trained
+                if self.is_time_up():  # what has not been measured stays to be trained
                     self._take([one for one in self.lanes.drop(self.lanes.training) if one.scores])
 
-    def _is_time_up(self) -> bool:
+    def is_time_up(self) -> bool:
         """Whether the budget of wall time or device-hours is spent; the latter counts earlier sessions too."""
         before, self._now = self._now, time.monotonic()
         self._device_hours += (self._now - before) * self.lanes.num_devices / 3600

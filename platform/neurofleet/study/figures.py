@@ -1,6 +1,7 @@
 """Figures of a study: how the search went, what mattered, where the good trials lie.
 
     optimization_history, intermediate_values, param_importances, parallel_coordinate, contour, slice, pareto_front
+    shared_scores
 
 They are named as optuna's and show the same, drawn for dozens of trials: good trials are dark and on top, few very bad
 ones do not squeeze the others together, importances are PED-ANOVA's (Watanabe et al., IJCAI 2023).
@@ -8,6 +9,7 @@ ones do not squeeze the others together, importances are PED-ANOVA's (Watanabe e
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import math
@@ -71,14 +73,31 @@ def _drawings(study: optuna.Study, trials: Sequence[FrozenTrial]) -> Iterator[tu
         front = {trial.number for trial in study.best_trials}
         best = np.array([trial.number in front for trial in complete])
         yield "pareto_front", functools.partial(score_figures.pareto_front, title, found, best)
+    for index, objective in enumerate(found):
+        pairs = [
+            (trial.user_attrs["shared"][objective.label], trial.values[index])
+            for trial in complete
+            if objective.label in trial.user_attrs.get("shared", {})
+        ]
+        if pairs and objective.label != "num_parameters":  # which is the same either way
+            shared, alone = np.array(pairs).T
+            one = dataclasses.replace(objective, values=alone)
+            yield (
+                _named("shared_scores", objective, found),
+                functools.partial(score_figures.shared_scores, title, one, shared),
+            )
     weights = importances(study, complete)
     yield "param_importances", functools.partial(parameter_figures.importances, title, weights)
     varied = _parameters(complete, sorted(_keys(complete), key=lambda key: -weights.get(key, 0.0)))
     for objective in found:
-        suffix = f"_{objective.label.replace('/', '_')}" if len(found) > 1 else ""
-        yield f"parallel_coordinate{suffix}", functools.partial(parameter_figures.parallel, title, objective, varied)
-        yield f"contour{suffix}", functools.partial(parameter_figures.contour, title, objective, varied)
-        yield f"slice{suffix}", functools.partial(parameter_figures.slices, title, objective, varied, numbers)
+        named = functools.partial(_named, objective=objective, found=found)
+        yield named("parallel_coordinate"), functools.partial(parameter_figures.parallel, title, objective, varied)
+        yield named("contour"), functools.partial(parameter_figures.contour, title, objective, varied)
+        yield named("slice"), functools.partial(parameter_figures.slices, title, objective, varied, numbers)
+
+
+def _named(name: str, objective: Objective, found: Sequence[Objective]) -> str:
+    return f"{name}_{objective.label.replace('/', '_')}" if len(found) > 1 else name
 
 
 def importances(study: optuna.Study, complete: Sequence[FrozenTrial]) -> dict[str, float]:

@@ -35,7 +35,7 @@ Learning = tuple[Tensor, list[Tensor | None], Metrics, Metrics]
 """losses [K], the gradient [K, *shape] of each parameter or None, metrics [K, ...], and new values of buffers"""
 
 
-class _Objectives(nn.Module):
+class Objectives(nn.Module):
     """The objective as a forward, for `functional_call`."""
 
     def __init__(self, family: Family) -> None:
@@ -97,7 +97,7 @@ class Stack(Cohort):
         """What follows from which trials there are; the first one's family stands for all, with their settings."""
         self._tapes: dict[Any, Tape] | None = {}
         self._times: Counter[Any] = Counter()  # that a kind of step has come
-        self._network = _Objectives(self._families[0])
+        self._network = Objectives(self._families[0])
         self._kept = dict(owners(self._families[0]))
         self.settings = differing(self._families)
         seeds = [trial.plan.experiment["seed"] for trial in self.trials]

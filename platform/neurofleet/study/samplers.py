@@ -1,9 +1,10 @@
-"""Samplers that Optuna lacks."""
+"""What gives trials their values: Optuna's samplers, and those that it lacks."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -13,7 +14,36 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 
+from neurofleet import experiment as experiments
 from neurofleet.errors import ConfigError
+from neurofleet.experiment.check import GRID
+
+
+def sampler_of(search: Mapping[str, Any], num_known: int) -> BaseSampler:
+    """A session draws by a seed of its own: with the first one's a sampler would propose the same trials again."""
+    config, seed = search["sampler"], search["seed"] + num_known
+    if config["_target_"] == GRID:  # the engine walks the grid itself
+        return RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler: BaseSampler = experiments.build(config, "search.sampler", seed=seed)
+    return sampler
+
+
+class OneShot(RandomSampler):
+    """Candidates of a one-shot search, which `one_shot.rank` puts in order; what waits is not drawn.
+
+    num_candidates: so many at most
+    max_epochs:     of the network whose weights they share; None: as a trial's
+    """
+
+    def __init__(self, *, num_candidates: int, max_epochs: int | None, seed: int) -> None:
+        super().__init__(seed=seed)
+        if num_candidates < 2:
+            raise ConfigError(f"search.sampler.num_candidates needs two at least, got {num_candidates}")
+        if max_epochs is not None and max_epochs < 1:
+            raise ConfigError(f"search.sampler.max_epochs needs a whole number of at least 1 or null, got {max_epochs}")
+        self.num_candidates, self.max_epochs, self.seed = num_candidates, max_epochs, seed
 
 
 class RegularizedEvolution(BaseSampler):

@@ -119,3 +119,25 @@ def pareto_front(title: str, objectives: Sequence[Objective], best: np.ndarray, 
     canvas.finish(axes)
     canvas.legend(axes)
     figure.savefig(path)
+
+
+def shared_scores(title: str, objective: Objective, shared: np.ndarray, path: Path) -> None:
+    """What candidates scored with the weights that they shared [trials], against what they scored when they trained
+    alone, with Spearman's correlation of the ranks."""
+    if len(shared) < 3 or np.ptp(shared) == 0 or np.ptp(objective.values) == 0:
+        raise UndrawableError("it needs three complete candidates that scored differently")
+    figure = canvas.figure(5.2, 4.4, f"{title}: rank correlation {rank_correlation(shared, objective.values):.2f}")
+    axes = figure.subplots()
+    axes.scatter(shared, objective.values, s=28, color=BLUE, linewidths=0)
+    best = objective.upwards()[-1]
+    canvas.ring(axes, shared[best], objective.values[best])
+    axes.set(xlabel=f"{objective.label} with shared weights", ylabel=f"{objective.label} alone")
+    axes.ticklabel_format(scilimits=(-4, 6))
+    canvas.finish(axes)
+    figure.savefig(path)
+
+
+def rank_correlation(left: np.ndarray, right: np.ndarray) -> float:
+    """Spearman's, where equal values share their mean rank."""
+    ranks = [(one[:, None] > one).sum(1) + (one[:, None] == one).sum(1) / 2 for one in (left, right)]
+    return float(np.corrcoef(*ranks)[0, 1])

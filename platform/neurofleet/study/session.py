@@ -26,11 +26,12 @@ from neurofleet.experiment.compose import parsed
 from neurofleet.experiment.space import bare, parse, plain_value
 from neurofleet.launch.relay import relayed
 from neurofleet.run import Plan, plan
-from neurofleet.study import storage
+from neurofleet.study import one_shot, storage
 from neurofleet.study.display import Display
 from neurofleet.study.engine import UNBUILDABLE, Engine, Lanes, longest, objectives
 from neurofleet.study.lane import MEASURES, Lane
 from neurofleet.study.record import recorded
+from neurofleet.study.samplers import sampler_of
 from neurofleet.study.schedulers import Never, Scheduler
 from neurofleet.study.verbs import Find, chosen
 
@@ -125,6 +126,7 @@ def begin(order: Order) -> Plan:
     searched = next((key for key in order.composer.space if key.partition(".")[0] == "launcher"), None)
     if searched is not None:
         raise ConfigError(f"a study has one launcher, got several values of {searched}; give one")
+    one_shot.check(order.composer)
     experiment = order.composer.experiment(next(_points(order.composer)))
     launch.check(experiment)
     if experiment["launcher"].get("strategy") == "fsdp":
@@ -209,7 +211,7 @@ def conduct(order: Order, planned: Plan, announce: Callable[[Ended], None]) -> E
         storage.opened(order.name, directions) as opened,
     ):
         _name_metrics(opened.study, list(aims))
-        opened.study.sampler = _sampler(composer, len(opened.study.trials))
+        opened.study.sampler = sampler_of(composer.search, len(opened.study.trials))
         space = {key: dimension.to_dict() for key, dimension in composer.space.items()}
         recording = recorded(
             name=order.name,
@@ -227,7 +229,9 @@ def conduct(order: Order, planned: Plan, announce: Callable[[Ended], None]) -> E
                 print(f"{opened.retry_failed()} failed trials are tried again", flush=True)
             display = Display(order.name, search["num_trials"], _num_steps(planned), aims)
             with display, relayed(progress.Bar(order.name)):
-                Engine(composer, opened, lanes, scheduler, tracker, display, planned).run()
+                engine = Engine(composer, opened, lanes, scheduler, tracker, display, planned)
+                one_shot.rank(composer, aims, opened, tracker, display, engine.is_time_up)
+                engine.run()
             ended = Ended(
                 order.name,
                 list(aims),
@@ -281,17 +285,6 @@ def _lanes(order: Order, scheduler: Scheduler, planned: Plan) -> Iterator[Lanes]
             yield lanes
     else:
         yield Lane(**settings)
-
-
-def _sampler(composer: Composer, num_known: int) -> optuna.samplers.BaseSampler:
-    """A session draws by a seed of its own: with the first one's a sampler would propose the same trials again."""
-    config, seed = composer.search["sampler"], composer.search["seed"] + num_known
-    if config["_target_"] == GRID:  # the engine walks the grid itself
-        return optuna.samplers.RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler: optuna.samplers.BaseSampler = experiments.build(config, "search.sampler", seed=seed)
-    return sampler
 
 
 def _num_steps(planned: Plan) -> int:

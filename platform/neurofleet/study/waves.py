@@ -13,9 +13,10 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from neurofleet.experiment import Space
-from neurofleet.experiment.check import GRID
+from neurofleet.experiment.check import GRID, ONE_SHOT
 from neurofleet.study import storage
 
+RANKED = "one_shot"  # a study's attribute: the candidates of a one-shot search from the best on, with their scores
 WAVE = 256  # trials that are built at a time where nothing else bounds them: their networks stand in memory together
 
 
@@ -34,7 +35,7 @@ class Waves:
         asked = sum("retry_of" not in trial.user_attrs for trial in known if trial.state != TrialState.WAITING)
         retries = sum("retry_of" in trial.user_attrs for trial in waiting)
         self._lacking = max(search["num_trials"] - asked, 0) + retries
-        self._points = self._unseen(known) if search["sampler"]["_target_"] == GRID else None
+        self._points = self._unseen(known) if search["sampler"]["_target_"] in (GRID, ONE_SHOT) else None
 
     def next(self) -> list[FrozenTrial]:
         """The next of them, which stand in the journal; none when all are trained."""
@@ -55,17 +56,26 @@ class Waves:
 
     def _ask(self) -> FrozenTrial:
         if self._points is not None and not self._num_waiting:
-            place, point = next(self._points)
-            self._opened.study.enqueue_trial(point, user_attrs={"grid": place})
+            place, point, about = next(self._points)
+            self._opened.study.enqueue_trial(point, user_attrs={"grid": place} | about)
             self._num_waiting = 1
         self._opened.storage.none_waits = not self._num_waiting
         self._num_waiting = max(self._num_waiting - 1, 0)  # optuna gives those first that wait
         return self._opened.trial(self._opened.study.ask(self._distributions)._trial_id)
 
-    def _unseen(self, known: list[FrozenTrial]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The points of the grid that no trial has had, with their places."""
+    def _unseen(self, known: list[FrozenTrial]) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
+        """The points of the grid, or of the ranking, that no trial has had: place, params, what a trial is to note."""
         had = {trial.user_attrs["grid"] for trial in known if "grid" in trial.user_attrs}
-        columns = [dimension.grid() or () for dimension in self._space.values()]
-        for place, point in enumerate(itertools.product(*columns)):
+        ranked = self._opened.study.user_attrs.get(RANKED)
+        if ranked is not None:
+            points = ((one["params"], {"shared": one["shared"]}) for one in ranked)
+        else:
+            points = ((one, {}) for one in self._combinations())
+        for place, (point, about) in enumerate(points):
             if place not in had:
-                yield place, storage.params(self._space, dict(zip(self._space, point, strict=True)))
+                yield place, point, about
+
+    def _combinations(self) -> Iterator[dict[str, Any]]:
+        columns = [dimension.grid() or () for dimension in self._space.values()]
+        for point in itertools.product(*columns):
+            yield storage.params(self._space, dict(zip(self._space, point, strict=True)))
