@@ -133,8 +133,8 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
-def decode(payload: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name, and metadata, of a safetensors file.
+def decode(payload: bytes | bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, and metadata, of a safetensors file; they stand in the memory of a bytearray, without a copy.
 
     Raises:
         CheckpointError: the header and the bytes do not agree.
@@ -145,7 +145,7 @@ def decode(payload: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise ValueError(f"a header of {length} bytes in a file of {len(payload)}")
         header = json.loads(payload[8 : 8 + length])
         metadata = header.pop("__metadata__", {})
-        body = memoryview(bytearray(payload[8 + length :]))
+        body = memoryview(payload if isinstance(payload, bytearray) else bytearray(payload))[8 + length :]
         tensors = {}
         for name, about in header.items():
             begin, end = about["data_offsets"]

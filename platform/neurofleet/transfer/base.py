@@ -79,7 +79,9 @@ def weights(digest: str, uri: str) -> dict[str, Tensor]:
     if digest in _latest:
         return _latest[digest]
     path = _kept(digest, uri) / WEIGHTS
-    payload = path.read_bytes()
+    payload = bytearray(path.stat().st_size)
+    with path.open("rb") as file:
+        file.readinto(payload)
     if hashlib.sha256(payload).hexdigest() != digest:
         raise ConfigError(f"{path} is damaged: its sha256 is not {digest}; delete it and fine-tune again, base={uri}")
     _remember(digest, checkpoint.decode(payload)[0])
