@@ -11,7 +11,9 @@ import shutil
 import signal
 import socket
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,3 +66,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def to_the_end() -> Callable[[Any], list[Any]]:
+    """Trains a cohort of trials on to its end; gives them by number."""
+
+    def train(cohort: Any) -> list[Any]:
+        ended = list[Any]()
+        while not cohort.finished:
+            ended += cohort.round(lambda num_steps: None)
+        return sorted(ended, key=lambda trial: trial.number)
+
+    return train

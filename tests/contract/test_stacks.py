@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from neurofleet.data.parquet import ParquetDataModule, Rows
 from neurofleet.run import plan, run
 from neurofleet.spec import DataSpec
 from neurofleet.study import fused
-from neurofleet.study.cohort import Cohort, Row, Trial
+from neurofleet.study.cohort import Row, Trial
 from neurofleet.study.fused import Stack
 from neurofleet.study.settings import NotStackableError
 from neurofleet.study.single import Single
@@ -113,15 +113,9 @@ def trials(case: str, **trainer: Any) -> list[Trial]:
     return made
 
 
-def to_the_end(cohort: Cohort) -> list[Trial]:
-    ended: list[Trial] = []
-    while not cohort.finished:
-        ended += cohort.round(lambda num_steps: None)
-    return sorted(ended, key=lambda trial: trial.number)
-
-
-def alone(trials: Sequence[Trial], wanted: frozenset[str]) -> list[Trial]:
-    return [one for trial in trials for one in to_the_end(Single(trial, wanted))]
+@pytest.fixture
+def alone(to_the_end: Any) -> Callable[[Sequence[Trial], frozenset[str]], list[Trial]]:
+    return lambda trials, wanted: [one for trial in trials for one in to_the_end(Single(trial, wanted))]
 
 
 def distance(left: Trial, right: Trial) -> float:
@@ -167,7 +161,7 @@ def _tape_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_survivors_of_a_halving_are_the_trials_that_they_are_alone(case: str) -> None:
+def test_survivors_of_a_halving_are_the_trials_that_they_are_alone(case: str, to_the_end: Any, alone: Any) -> None:
     wanted = frozenset({"val/loss"})
     together = trials(case)
     started = copy.deepcopy(together[0].plan.family.state_dict())
@@ -191,7 +185,7 @@ def test_survivors_of_a_halving_are_the_trials_that_they_are_alone(case: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_half_as_many_digits_change_metrics_by_little(case: str) -> None:
+def test_half_as_many_digits_change_metrics_by_little(case: str, to_the_end: Any, alone: Any) -> None:
     wanted = frozenset({"val/loss"})
     stacked = to_the_end(Stack(trials(case, precision="32-true"), wanted))
     for one, single in zip(stacked, alone(trials(case, precision="32-true"), wanted), strict=True):
@@ -209,7 +203,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_stack_ends_with_the_weights_that_runs_leave(way: str, tmp_path: Path) -> None:
+def test_a_stack_ends_with_the_weights_that_runs_leave(way: str, tmp_path: Path, to_the_end: Any) -> None:
     made = []
     for number in range(3):
         overrides = [*COMMON, "data.batch_size=50", *WAYS[way], f"seed={number}"]

@@ -13,7 +13,7 @@ import torch
 from neurofleet import experiment as experiments
 from neurofleet.families.mlp import MLP
 from neurofleet.run import plan
-from neurofleet.study.cohort import Cohort, Trial
+from neurofleet.study.cohort import Trial
 from neurofleet.study.fused import Stack
 from neurofleet.study.settings import NotStackableError, differing, in_place, owners
 from neurofleet.study.single import Single
@@ -38,13 +38,6 @@ def trials(data: str, values: Sequence[dict[str, Any]], family: str = "mlp") -> 
     return made
 
 
-def to_the_end(cohort: Cohort) -> list[Trial]:
-    ended: list[Trial] = []
-    while not cohort.finished:
-        ended += cohort.round(lambda num_steps: None)
-    return sorted(ended, key=lambda trial: trial.number)
-
-
 AUGMENTATIONS = [{"degrees": 30.0 * i, "scale": 0.1 * i, "translation": 0.05 * i} for i in range(3)]
 DIFFERING: dict[str, tuple[str, str, list[dict[str, Any]]]] = {
     "dropout": ("wine", "mlp", [{"dropout": rate} for rate in (0, 0.2, 0.5)]),  # one of them whole
@@ -60,7 +53,7 @@ DIFFERING: dict[str, tuple[str, str, list[dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize("name", DIFFERING)
-def test_settings_that_differ_are_each_trials_own(name: str) -> None:
+def test_settings_that_differ_are_each_trials_own(name: str, to_the_end: Any) -> None:
     data, family, values = DIFFERING[name]
     wanted = frozenset({"val/loss"})
     said: list[str] = []

@@ -42,13 +42,6 @@ def trials(base: Base, finetuning: Make, settings: list[dict[str, Any]]) -> list
     return [Trial(number, plan(one, data)) for number, one in enumerate(made)]
 
 
-def to_the_end(cohort: Any) -> list[Trial]:
-    ended: list[Trial] = []
-    while not cohort.finished:
-        ended += cohort.round(lambda num_steps: None)
-    return sorted(ended, key=lambda trial: trial.number)
-
-
 def assert_same(mine: Trial, theirs: Trial) -> None:
     assert (mine.failure, theirs.failure) == (None, None)
     states = mine.plan.family.state_dict(), theirs.plan.family.state_dict()
@@ -58,7 +51,7 @@ def assert_same(mine: Trial, theirs: Trial) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_stack_of_fine_tunings_is_each_of_them_alone(way: str, base: Base, finetuning: Make) -> None:
+def test_a_stack_of_fine_tunings_is_each_of_them_alone(way: str, base: Base, finetuning: Make, to_the_end: Any) -> None:
     together = trials(base, finetuning, [WAYS[way]] * 3)
     [stack] = cohorts(together, wanted=WANTED, fuse="stack", max_stack=8, say=print)
     assert isinstance(stack, Stack)
@@ -79,7 +72,7 @@ APART: dict[str, tuple[list[dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("case", APART)
-def test_what_one_stack_cannot_do_it_is_not_asked_for(case: str, base: Base, finetuning: Make) -> None:
+def test_what_one_stack_cannot_do_it_is_not_asked_for(case: str, base: Base, finetuning: Make, to_the_end: Any) -> None:
     settings, reason = APART[case]
     said: list[str] = []
     found = cohorts(trials(base, finetuning, settings), wanted=WANTED, fuse="stack", max_stack=8, say=said.append)
@@ -89,7 +82,7 @@ def test_what_one_stack_cannot_do_it_is_not_asked_for(case: str, base: Base, fin
         assert_same(mine, *to_the_end(Single(single, WANTED)))
 
 
-def test_weights_of_the_pull_that_differ_reach_every_trial(base: Base, finetuning: Make) -> None:
+def test_weights_of_the_pull_that_differ_reach_every_trial(base: Base, finetuning: Make, to_the_end: Any) -> None:
     settings = [{"l2_sp": l2_sp} for l2_sp in (0.3, 0.1, 0.0)]
     [stack] = cohorts(trials(base, finetuning, settings), wanted=WANTED, fuse="stack", max_stack=8, say=print)
     for mine, single in zip(to_the_end(stack), trials(base, finetuning, settings), strict=True):
