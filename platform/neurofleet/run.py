@@ -151,11 +151,12 @@ def _settle(planned: Plan, group: Group) -> None:
         planned.supply.settle(device, lambda *_: None)
         return
     began: dict[str, float] = {}
+    print("computing features of the train, val and test rows, once for all ...", flush=True)
     with Bar("features") as bar:
 
         def report(stage: str, done: int, whole: int) -> None:
             seconds = time.monotonic() - began.setdefault(stage, time.monotonic())
-            eta = seconds * (whole - done) / done
+            eta = max(seconds, 0.0) * (whole - done) / done
             bar.update(Progress(done, whole, 0, planned.config.max_epochs, eta, {}), force=done == whole)
 
         planned.supply.settle(device, report)

@@ -39,7 +39,7 @@ def test_what_the_fewest_labels_are_worth() -> None:
     ours = np.array([0.7, 0.9, 0.95])
     assert worth(LABELS, ours, np.array([0.6, 0.8, 0.9])) == "10 labels fine-tuned do what about 32 from scratch do"
     assert worth(LABELS, ours, np.array([0.2, 0.4, 0.6])) == "10 labels fine-tuned do what 1,000 from scratch do not"
-    assert worth(LABELS, ours, np.array([0.8, 0.9, 0.95])) == "10 labels fine-tuned do what 10 from scratch do"
+    assert worth(LABELS, ours, np.array([0.8, 0.9, 0.95])) == "10 labels from scratch do more than fine-tuned"
     lacking = np.array([np.nan, 0.8, 0.9])
     assert worth(LABELS, ours, lacking) == "100 labels fine-tuned do what about 1,000 from scratch do"
     assert worth(LABELS, ours, np.full(3, np.nan)) == "no number of labels has runs of both"

@@ -92,6 +92,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "key": ({"method": {"name": "full"}}, "method needs the keys name, share"),
     "head": ({"head": None}, "head needs hidden, dropout and label_smoothing, got None"),
     "rate": ({"control_lr": 0}, "control_lr needs a learning rate above 0, or null for the same, got 0"),
+    "too many": (
+        {"label_counts": [10_000]},
+        "label_counts needs at most the 1257 training rows of 'digits', got 10000",
+    ),
+    "no control": ({"control": "off", "label_counts": [9]}, "label_counts needs a control to compare with"),
     "counts": ({"label_counts": [0]}, r"needs a list of numbers of rows, got \[0\]"),
     "seed": ({"seed": -1}, "seed needs a whole number"),
 }

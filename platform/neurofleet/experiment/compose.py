@@ -126,6 +126,10 @@ def _wrong_key(error: Exception) -> str:
     if not found:
         return f"{message} {cause or ''}".strip()
     key, keys = getattr(cause, "full_key", "") or found[1], _keys()
+    if key == "family":
+        return "the family of a fine-tuning comes with its base, and cannot be chosen; name another base=..."
+    if key.partition(".")[0] in _OF_FINETUNING:
+        return f"{key!r} is a setting of fine-tuning; type: neurofleet finetune, or neurofleet tune pipeline=finetune"
     if key in keys:
         return f"the config has no key {key!r} with the choices made; {' or '.join(keys[key])} has it"
     place, dot, name = key.rpartition(".")
@@ -135,6 +139,9 @@ def _wrong_key(error: Exception) -> str:
     hints = [nearest(name, known, prefix=place + dot) for known in (beside, elsewhere)]
     close = [hint for hint in hints if hint.startswith("did you mean")]
     return f"the config has no key {key!r}; {[*close, *hints][0]}"
+
+
+_OF_FINETUNING = ("base", "method", "head", "control", "control_lr", "label_counts", "statistics", "strict")
 
 
 def _keys() -> dict[str, list[str]]:

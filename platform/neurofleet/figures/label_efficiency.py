@@ -77,7 +77,8 @@ def worth(num_labels: np.ndarray, fine_tuned: np.ndarray, from_scratch: np.ndarr
         return f"{told} {num_labels[-1]:,.0f} from scratch do not"
     place = int(above[0])
     if place == 0:
-        return f"{told} {fewest:,.0f} from scratch do"
+        more = "as much as" if from_scratch[0] == reached else "more than"
+        return f"{fewest:,.0f} labels from scratch do {more} fine-tuned"
     low, high = from_scratch[place - 1 : place + 1]
     share = (reached - low) / (high - low)
     needed = np.exp(np.interp(share, [0, 1], np.log(num_labels[place - 1 : place + 1])))

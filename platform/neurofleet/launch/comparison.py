@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 CONTROL = "control.json"  # the id of the run that a fine-tuned one is held against
 WANTED = "comparison.json"
+AGAINST = {"scratch": "from scratch", "same_method": "from a random start by the same method"}
 
 
 def introduce(planned: Plan, reason: str | None) -> None:
@@ -56,7 +57,7 @@ def remembered(wanted: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if not path.is_file():
         chosen = {name: wanted[name] for name in order.COMPARED}
         checkpoint.write(path, json.dumps(chosen).encode())
-    return dict(json.loads(path.read_text()))
+    return {name: wanted[name] for name in order.COMPARED} | json.loads(path.read_text())
 
 
 def compare(
@@ -83,6 +84,7 @@ def compare(
         try:
             ours, theirs = evidence.read_predictions(folder), evidence.read_predictions(there)
             gain = evidence.gain(ours, theirs, spec, seed=experiment["seed"])
+            gain = dataclasses.replace(gain, against=AGAINST[str(kind)])
         except DataError as error:
             print(f"warning: the gain cannot be told: {error}", file=sys.stderr)
         else:
@@ -120,11 +122,14 @@ def _of_gain(gain: evidence.Gain, ours: Path, theirs: Path, spec: DataSpec) -> d
     def forest(path: Path) -> object:
         numbers = (np.array([one]) for one in (gain.ours, gain.control, gain.low, gain.high))
         own, control, low, high = numbers
-        return draw_gain(path, names=[spec.name], ours=own, control=control, low=low, high=high, metric=gain.metric)
+        names, metric = [spec.name], gain.metric
+        return draw_gain(
+            path, names=names, ours=own, control=control, low=low, high=high, metric=metric, against=gain.against
+        )
 
     drawings: dict[str, Callable[[Path], object]] = {"gain": forest}
     if spec.task == "multiclass":
-        told = {"fine-tuned": ours, "from scratch": theirs}
+        told = {"fine-tuned": ours, gain.against: theirs}
         said = {name: evidence.read_predictions(folder) for name, folder in told.items()}
         targets = said["fine-tuned"].targets.tolist()
         predictions = {name: one.outputs.argmax(dim=1).tolist() for name, one in said.items()}

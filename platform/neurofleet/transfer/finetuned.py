@@ -100,9 +100,9 @@ class Finetuned(SupervisedFamily):
         super().__init__(spec=spec, label_smoothing=label_smoothing)
         methods.check(method, share=share, layer_decay=layer_decay, rank=rank, l2_sp=l2_sp, mixup=mixup)
         if l2_sp and random_start:
-            raise ConfigError(f"family.l2_sp holds to a base's weights, got {l2_sp} with a random start; set it to 0.0")
+            raise ConfigError(f"method.l2_sp holds to a base's weights, got {l2_sp} with a random start; set it to 0.0")
         if any(units < 1 for units in hidden):
-            raise ConfigError(f"family.hidden needs numbers of at least 1, got {list(hidden)}")
+            raise ConfigError(f"head.hidden needs numbers of at least 1, got {list(hidden)}")
         self.base, self.random_start, self.strict, self.method = base, random_start, strict, method
         self.share, self.layer_decay, self.rank = share, layer_decay, rank
         self.l2_sp, self.mixup = l2_sp, mixup
@@ -236,14 +236,14 @@ class Finetuned(SupervisedFamily):
         if is_off(self.l2_sp) or not context.training:
             return objective
         if not self._start:
-            raise RuntimeError("family.l2_sp needs what to hold to; call family.start(rows)")
+            raise RuntimeError("method.l2_sp needs what to hold to; call family.start(rows)")
         parameters = dict(self.encoder.named_parameters())
         distance = sum((parameters[name] - start).square().sum() for name, start in self._start.items())
         return dataclasses.replace(objective, loss=objective.loss + 0.5 * self.l2_sp * distance)
 
     def _mixed(self, batch: Batch, context: Context) -> Objective:
         if self._rows is None:
-            raise ConfigError("family.mixup needs the training rows to mix with; call family.start(rows)")
+            raise ConfigError("method.mixup needs the training rows to mix with; call family.start(rows)")
         inputs, targets = batch
         draws_B = counter.uniform(context.key(PARTNER_SITE), context.rows, ())
         partners_B = (draws_B * len(self._rows[1])).long()

@@ -29,20 +29,20 @@ MANY_PARAMETERS = 1_000_000  # of an encoder
 def check(method: str, *, share: float, layer_decay: float, rank: int, l2_sp: float, mixup: float) -> None:
     """Raise ConfigError for settings of a fine-tuned family that cannot be, or that its method would not heed."""
     if method not in METHODS:
-        raise ConfigError(f"family.method needs a known method, got {method!r}; {nearest(method, METHODS)}")
+        raise ConfigError(f"method.name needs a known method, got {method!r}; {nearest(method, METHODS)}")
     if not 0 <= share < 1:
-        raise ConfigError(f"family.share is a part of training and needs 0 <= share < 1, got {share}")
+        raise ConfigError(f"method.share is a part of training and needs 0 <= share < 1, got {share}")
     if not 0 < layer_decay <= 1:
-        raise ConfigError(f"family.layer_decay needs 0 < layer_decay <= 1, got {layer_decay}")
+        raise ConfigError(f"method.layer_decay needs 0 < layer_decay <= 1, got {layer_decay}")
     if rank < 1:
-        raise ConfigError(f"family.rank needs at least 1, got {rank}")
+        raise ConfigError(f"method.rank needs at least 1, got {rank}")
     if not 0 <= l2_sp < math.inf:
-        raise ConfigError(f"family.l2_sp needs a number of at least 0, got {l2_sp}")
+        raise ConfigError(f"method.l2_sp needs a number of at least 0, got {l2_sp}")
     if not 0 <= mixup <= 0.5:
-        raise ConfigError(f"family.mixup needs 0 <= mixup <= 0.5, got {mixup}")
+        raise ConfigError(f"method.mixup needs 0 <= mixup <= 0.5, got {mixup}")
     if method in ("frozen", *ADAPTERS) and (layer_decay != 1 or l2_sp):
         raise ConfigError(
-            f"family.layer_decay and family.l2_sp need a method that moves the encoder's weights, got {method} with "
+            f"method.layer_decay and method.l2_sp need a method that moves the encoder's weights, got {method} with "
             f"layer_decay={layer_decay}, l2_sp={l2_sp}; set them to 1.0 and 0.0, or take full or gradual"
         )
 
@@ -58,15 +58,15 @@ def choose(spec: DataSpec, num_parameters: int, adaptable: Callable[[], bool]) -
     if rows <= FEW_ROWS:
         return (
             "frozen",
-            f"{rows:.0f} rows {each} are few: features that stay cannot be overfitted, only the head learns",
+            f"{rows:.3g} rows {each} are few: features that stay cannot be overfitted, only the head learns",
         )
     if num_parameters > MANY_PARAMETERS:
-        large = f"{rows:.0f} rows {each} can move an encoder, but {num_parameters / 1e6:.1f} M parameters would "
+        large = f"{rows:.3g} rows {each} can move an encoder, but {num_parameters / 1e6:.1f} M parameters would "
         if adaptable():
             return "lora", f"{large}cost much and forget: low-rank updates learn, the weights stay"
         return "gradual", f"{large}forget, and have no linear layers for updates of low rank: they learn from the top"
     return "probe_then_full", (
-        f"{rows:.0f} rows {each} are enough for all {num_parameters:,} parameters; the head learns first, so that a "
+        f"{rows:.3g} rows {each} are enough for all {num_parameters:,} parameters; the head learns first, so that a "
         "random one does not spoil the features"
     )
 

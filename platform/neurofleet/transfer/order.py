@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neurofleet import experiment as experiments
-from neurofleet.data import ParquetDataModule
+from neurofleet.data import ParquetDataModule, catalog
 from neurofleet.errors import ConfigError, nearest
 from neurofleet.experiment import Experiment
 from neurofleet.transfer import adapters, methods
@@ -54,7 +54,9 @@ class Start:
         experiment = self.experiment(config)
         reason = self._choose(experiment)[1] if config["method"]["name"] == "auto" else None
         tags = {"base": self.base.name, "base.sha256": self.sha256, **self.base.tags}
-        return Order(experiment, experiments.build_data(experiment), tags, reason)
+        data = experiments.build_data(experiment)
+        _check_counts(config["label_counts"], data)
+        return Order(experiment, data, tags, reason)
 
     def experiment(self, config: Mapping[str, Any]) -> Experiment:
         """The experiment of an order."""
@@ -137,6 +139,10 @@ def _check(config: Mapping[str, Any]) -> None:
     counts = config.get("label_counts", [])
     if not isinstance(counts, list) or any(type(one) is not int or one < 1 for one in counts):
         raise ConfigError(f"label_counts needs a list of numbers of rows, got {counts!r}; write label_counts=[20,100]")
+    if counts and config["control"] in (False, "off"):
+        raise ConfigError(
+            f"label_counts needs a control to compare with, got {counts} with control=off; set control=scratch"
+        )
     if not isinstance(config["head"], Mapping):
         raise ConfigError(f"head needs hidden, dropout and label_smoothing, got {config['head']!r}")
     method = config["method"]
@@ -146,6 +152,13 @@ def _check(config: Mapping[str, Any]) -> None:
     if method["name"] not in ("auto", *methods.METHODS):
         hint = nearest(str(method["name"]), ("auto", *methods.METHODS))
         raise ConfigError(f"method.name needs a known method, got {method['name']!r}; {hint}")
+
+
+def _check_counts(counts: Sequence[int], data: ParquetDataModule) -> None:
+    stored = catalog.load_spec(data.name).num_rows
+    most = sum(stored[stage] for stage in data.train_splits)
+    if counts and max(counts) > most:
+        raise ConfigError(f"label_counts needs at most the {most} training rows of {data.name!r}, got {max(counts)}")
 
 
 def _statistics(wanted: str, base: Base) -> str:
