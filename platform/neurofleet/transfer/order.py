@@ -155,7 +155,7 @@ def _check(config: Mapping[str, Any]) -> None:
 
 
 def _check_counts(counts: Sequence[int], data: ParquetDataModule) -> None:
-    stored = catalog.load_spec(data.name).num_rows
+    stored = catalog.load_spec(str(data.name)).num_rows
     most = sum(stored[stage] for stage in data.train_splits)
     if counts and max(counts) > most:
         raise ConfigError(f"label_counts needs at most the {most} training rows of {data.name!r}, got {max(counts)}")
