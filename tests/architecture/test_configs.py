@@ -186,7 +186,9 @@ def test_each_scheduler_builds(scheduler: str) -> None:
 def test_the_allow_list_is_what_the_configs_use() -> None:
     used = {target for path in CONFIGS.rglob("*.yaml") for target in targets_in(read(path))}
     # Ray Tune's own schedulers are for whoever names one in a scheduler section of theirs; we ship translations.
-    assert used == {target for target in experiment.TARGETS if not target.startswith("ray.tune.schedulers.")}
+    # What `neurofleet.transfer` holds is written into an experiment by `finetune base=...`, which no config can spell.
+    elsewhere = ("ray.tune.schedulers.", "neurofleet.transfer.")
+    assert used == {target for target in experiment.TARGETS if not target.startswith(elsewhere)}
 
 
 @pytest.mark.parametrize("target", sorted(name for name in experiment.TARGETS if name.startswith("neurofleet.")))

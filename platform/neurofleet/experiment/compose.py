@@ -128,7 +128,7 @@ def _wrong_key(error: Exception) -> str:
     key, keys = getattr(cause, "full_key", "") or found[1], _keys()
     if key == "family":
         return "the family of a fine-tuning comes with its base, and cannot be chosen; name another base=..."
-    if key.partition(".")[0] in _OF_FINETUNING:
+    if key in _OF_FINETUNING:  # with all below it: the key named is the first that is missing
         return f"{key!r} is a setting of fine-tuning; type: neurofleet finetune, or neurofleet tune pipeline=finetune"
     if key in keys:
         return f"the config has no key {key!r} with the choices made; {' or '.join(keys[key])} has it"

@@ -179,7 +179,7 @@ def _mlflow(what: str = "the release", remedy: str = RELEASE_REMEDY) -> Iterator
 
     logger, level = logging.getLogger(mlflow.__name__), logging.getLogger(mlflow.__name__).level
     names = ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-    before = {name: os.environ.get(name, "") for name in names}
+    before = {name: os.environ.get(name) for name in names}
     uri = store_uri()
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     logger.setLevel(logging.ERROR)
@@ -193,10 +193,11 @@ def _mlflow(what: str = "the release", remedy: str = RELEASE_REMEDY) -> Iterator
         raise RunError(f"MLflow refused {what}: {error}; {remedy}") from error
     finally:
         logger.setLevel(level)
-        mlflow.set_tracking_uri(before["MLFLOW_TRACKING_URI"])
-        mlflow.set_registry_uri(before["MLFLOW_REGISTRY_URI"])
+        # None, not "": MLflow takes "" for ./mlruns from then on, whatever the environment says later.
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        mlflow.set_registry_uri(None)  # type: ignore[arg-type]
         for name, value in before.items():
-            if value:
-                os.environ[name] = value
-            else:
+            if value is None:
                 os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
