@@ -82,6 +82,10 @@ bench: data ## training speed against a plain PyTorch loop and stock Lightning: 
 bench-study: data ## a study against stock Ray Tune and a plain loop: one table
 	python tests/benchmarks/study_speed.py
 
+.PHONY: bench-transfer
+bench-transfer: data ## frozen features and the loading of a base: one table each
+	python tests/benchmarks/transfer_speed.py
+
 .PHONY: quality
 quality: data ## what the shipped experiments reach on test rows, beside classical methods: one table
 	python tests/benchmarks/quality

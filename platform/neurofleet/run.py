@@ -146,9 +146,10 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
 
 def _settle(planned: Plan, group: Group) -> None:
     """Do what is done once, under a bar of its own: a large backbone takes longer over it than the training takes."""
+    place = {"rank": group.rank, "world_size": group.size}
     device = planned.family.device
     if not planned.family.settled or not group.is_writer:
-        planned.supply.settle(device, lambda *_: None)
+        planned.supply.settle(device, lambda *_: None, **place)
         return
     began: dict[str, float] = {}
     print("computing features of the train, val and test rows, once for all ...", flush=True)
@@ -159,7 +160,7 @@ def _settle(planned: Plan, group: Group) -> None:
             eta = max(seconds, 0.0) * (whole - done) / done
             bar.update(Progress(done, whole, 0, planned.config.max_epochs, eta, {}), force=done == whole)
 
-        planned.supply.settle(device, report)
+        planned.supply.settle(device, report, **place)
 
 
 def _need_same(experiment: Experiment, folder: Path) -> None:

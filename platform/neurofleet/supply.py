@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from neurofleet.data import EnvironmentDataModule, ParquetDataModule
@@ -24,6 +25,7 @@ EXHIBITED_ROWS = 2048  # as many test rows as a family gets to see for its figur
 
 Tensors = Mapping[str, Tensor]
 Exhibits = Mapping[str, Tensors]
+Report = Callable[[str, int, int], None]  # of a stage, rows done, rows in all
 
 
 class Supply(ABC):
@@ -46,8 +48,8 @@ class Supply(ABC):
     def leave(self, loader: Loader, history: Sequence[dict[str, float]], *, exhibit: bool) -> tuple[Tensors, Exhibits]:
         """What the trained family says of test data, and what there is to look at if `exhibit`."""
 
-    def settle(self, device: torch.device, report: Callable[[str, int, int], None]) -> None:  # noqa: B027
-        """Do once what never changes in training (see `Family.settle`); report: stage, rows done, rows in all."""
+    def settle(self, device: torch.device, report: Report, *, rank: int, world_size: int) -> None:  # noqa: B027
+        """Do once what never changes in training (see `Family.settle`), each worker its share."""
 
     def close(self) -> None:  # noqa: B027  most have nothing to do
         """Give back what training and evaluation held open."""
@@ -69,7 +71,7 @@ class RowSupply(Supply):
         if self.family.settled:
             key = f"{self.family.settled_key} {stage}"
             if key not in self.data.settled:
-                self._settle(stage, inputs, lambda *_: None)
+                self._settle(stage, inputs)
             inputs = self.data.settled[key].to(device)
         return inputs, targets
 
@@ -77,23 +79,28 @@ class RowSupply(Supply):
         """Inputs and targets as they are, whatever the family makes of them."""
         return self.data.rows_as(stage, device, self.dtype)
 
-    def settle(self, device: torch.device, report: Callable[[str, int, int], None]) -> None:
+    def settle(self, device: torch.device, report: Report, *, rank: int, world_size: int) -> None:
         for stage in ("train", "val", "test") if self.family.settled else ():
             if f"{self.family.settled_key} {stage}" not in self.data.settled:
-                self._settle(stage, self.raw(stage, device)[0], report)
+                self._settle(stage, self.raw(stage, device)[0], report, rank, world_size)
 
     @torch.no_grad()
-    def _settle(self, stage: str, inputs: Tensor, report: Callable[[str, int, int], None]) -> None:
+    def _settle(
+        self, stage: str, inputs: Tensor, report: Report = lambda *_: None, rank: int = 0, world_size: int = 1
+    ) -> None:
         was_training = self.family.training
         self.family.eval()
-        parts = []
+        parts = {}
         size = SETTLED_TEXTS if self.data.spec.kind == "text" else SETTLED_ROWS
-        for begin in range(0, len(inputs), size):
-            parts.append(self.family.settle(inputs[begin : begin + size]))
-            report(stage, begin + len(parts[-1]), len(inputs))
+        # Cut as one worker cuts them: the same rows beside one another give the same bits.
+        for begin in range(rank * size, len(inputs), world_size * size):
+            parts[begin] = self.family.settle(inputs[begin : begin + size])
+            report(stage, min(begin + world_size * size, len(inputs)), len(inputs))
+        if world_size > 1:
+            parts = _together(parts, world_size)
         if not parts:  # not every network takes no rows at all
-            parts.append(self.family.settle(self.raw("train", inputs.device)[0][:1])[:0])
-        self.data.settled[f"{self.family.settled_key} {stage}"] = torch.cat(parts)
+            parts[0] = self.family.settle(self.raw("train", inputs.device)[0][:1])[:0]
+        self.data.settled[f"{self.family.settled_key} {stage}"] = torch.cat([parts[begin] for begin in sorted(parts)])
         self.family.train(was_training)
 
     def loader(self, device: torch.device, **settings: Any) -> Loader:
@@ -116,6 +123,13 @@ class RowSupply(Supply):
         # What a family calls by names of its own is no prediction of the targets, whatever its width.
         name = "outputs" if self.family.output_names is None else "named_outputs"
         return {name: outputs, "targets": targets}, shown
+
+
+def _together(parts: dict[int, Tensor], world_size: int) -> dict[int, Tensor]:
+    """What all workers have, on the CPU: another's device may not be here."""
+    gathered: list[dict[int, Tensor]] = [{}] * world_size
+    dist.all_gather_object(gathered, {begin: part.cpu() for begin, part in parts.items()})
+    return {begin: part for shares in gathered for begin, part in shares.items()}
 
 
 class EpisodeSupply(Supply):

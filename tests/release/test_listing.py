@@ -159,6 +159,20 @@ def test_an_alias_that_cannot_be_set(registered: Any, arguments: tuple[str, str,
         listing.set_alias(*arguments, paper())
 
 
+def test_one_version_is_shown(registered: Any) -> None:
+    with registry.opened() as client:
+        source = client.get_model_version("wine-mlp", "1").source
+        client.create_model_version("wine-mlp", source, run_id=registered.run_id)
+    listing.set_alias("wine-mlp", "1", "shown", paper())
+    for asked in ("wine-mlp/1", "models:/wine-mlp/1", "models:/wine-mlp@shown"):
+        console = paper()
+        listing.print_model(asked, console)
+        table, _, _ = printed(console).partition("\n\n")
+        assert [line.split()[0] for line in table.splitlines()[3:] if line.split()[0].isdigit()] == ["1"]
+    with pytest.raises(ConfigError, match="no version '99'; it has versions 1"):
+        listing.print_model("wine-mlp/99", paper())
+
+
 def test_a_model_that_is_not_there(registered: Any) -> None:
     with pytest.raises(ConfigError, match=r"no registered model 'wine'; did you mean wine-mlp\?"):
         listing.print_model("wine", paper())

@@ -23,6 +23,7 @@ from neurofleet.run import plan, run
 from neurofleet.steps import Context, run_chunk
 from neurofleet.transfer import base as bases
 from neurofleet.transfer.base import Base
+from neurofleet.transfer.encoders import Unfilled
 from neurofleet.transfer.finetuned import Finetuned
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,6 +218,51 @@ def test_features_are_computed_once_for_all_trials_and_one_encoder_is_kept(
     assert len(keys) == 4
     distorted = finetuning(cnn, *NEW, method="frozen", augmentation={"degrees": 9.0, "scale": 0.0, "translation": 0.0})
     assert plan(distorted, data).family.settled_key is None  # it sees other images at every step
+
+
+def test_each_worker_computes_its_share_of_the_features(
+    cnn: Base, finetuning: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = finetuning(cnn, *NEW, "data.train_rows=200", method="frozen")
+    cpu = torch.device("cpu")
+    whole = plan(experiment).supply.tensors("train", cpu)[0]  # type: ignore[attr-defined]
+    asked: list[int] = []
+    settle = Finetuned.settle
+    monkeypatch.setattr(Finetuned, "settle", lambda self, inputs: (asked.append(len(inputs)), settle(self, inputs))[1])
+    shares: dict[int, dict[int, Tensor]] = {}
+    for rank in (1, 0):
+        mine = plan(experiment).supply
+        monkeypatch.setattr(
+            supply, "_together", lambda parts, world_size, rank=rank: shares.setdefault(rank, parts) and parts
+        )
+        mine.settle(cpu, lambda *_: None, rank=rank, world_size=2)
+        if rank == 1:
+            assert asked[:2] == [64, 8]  # of 64, 64, 64, 8
+    assert sorted([*shares[0], *shares[1]]) == [0, 64, 128, 192]
+    together = shares[0] | shares[1]
+    assert torch.equal(torch.cat([together[begin] for begin in sorted(together)]), whole)
+
+
+def test_the_head_begins_alike_with_a_base_and_from_a_random_start(cnn: Base, finetuning: Make, begun: Make) -> None:
+    heads = [
+        {name: one for name, one in begun(finetuning(cnn, *NEW, **settings)).state_dict().items() if "readout" in name}
+        for settings in ({"method": "full"}, {"method": "full", "random_start": True}, {"method": "frozen"})
+    ]
+    assert [sorted(head) for head in heads] == [["readout.bias", "readout.weight"]] * 3
+    assert all(distance(head, heads[0]) == 0 for head in heads)
+    assert heads[0]["readout.weight"].std() > 0
+
+
+def test_a_network_whose_weights_are_put_in_afterwards_is_not_initialised_first() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with Unfilled():
+        norm, layer = torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(norm.running_var, torch.ones(4))  # type: ignore[arg-type]  # statistics are no weights
+    assert torch.nn.Linear(4, 3).weight.std() > 0
+    assert not torch.equal(torch.get_rng_state(), before)
+    assert layer.weight.shape == (3, 4)
 
 
 def moves(before: dict[str, Tensor], family: Family) -> set[str]:

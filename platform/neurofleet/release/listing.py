@@ -48,14 +48,18 @@ def print_models(console: Console) -> None:
 
 
 def print_model(name: str, console: Console) -> None:
-    """The versions of one model with the scores of their runs, and its family tree.
+    """The versions of one model with the scores of their runs, and its family tree; of `NAME/3`, `NAME@champion` or
+    their uris that version alone.
 
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: there is no such model or version.
     """
+    name, mark, which = re.fullmatch(r"(?:models:/)?([^/@]*)([/@]?)(.*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
     with opened() as client:
         known = versions(client)
         own = of_model(name, known)
+        if mark:
+            own = [find(name, known, **{"number" if mark == "/" else "alias": which})]
         scores = {one.number: _scores(client, one.run_id) for one in own}
     wide = console.width >= WIDE
     table = _table("version", "aliases", "made", "family", "data", "test", *(["run"] if wide else []))
@@ -161,9 +165,9 @@ def _scores(client: MlflowClient, run_id: str) -> str:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return "run deleted"
-    return "\n".join(
-        f"{key.removeprefix('test/')} {value:.4g}" for key, value in sorted(metrics.items()) if key.startswith("test/")
-    )
+    scores = [f"{key.removeprefix('test/')} {metrics[key]:.4g}" for key in sorted(metrics) if key.startswith("test/")]
+    gains = [f"{key.removeprefix('evidence/')} {metrics[key]:+.4g}" for key in sorted(metrics) if "evidence/" in key]
+    return "\n".join([*scores, *gains])
 
 
 def _table(*columns: str) -> Table:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Context
 
+INITIALIZERS = ("torch.nn.init", "transformers.initialization")  # the latter stands in for the former while it builds
 NUM_TRIED = 2  # rows: as few as show what an encoder gives
 
 
@@ -37,7 +39,8 @@ def drop_heads(encoder: nn.Module) -> dict[str, torch.Size]:
     for name in encoder.heads:  # type: ignore[union-attr]
         *place, last = name.split(".")
         delattr(encoder.get_submodule(".".join(place)), last)
-    return {name: shape for name, shape in before.items() if name not in encoder.state_dict()}
+    left = encoder.state_dict().keys()
+    return {name: shape for name, shape in before.items() if name not in left}
 
 
 @torch.no_grad()
@@ -46,5 +49,19 @@ def tried(encoder: nn.Module, spec: DataSpec) -> Tensor:
     indices = spec.kind in ("text", "categorical")
     like = next(encoder.parameters(), torch.empty(0))  # a linear model's features are its inputs
     rows = torch.zeros(NUM_TRIED, *spec.shape, dtype=torch.int64 if indices else like.dtype, device=like.device)
-    features: Tensor = encoder.features(rows + (spec.kind == "text"))  # type: ignore[operator]
+    if spec.kind == "text":  # of one token; the rest is padding, which costs the less
+        rows[:, 0] = 1
+    features: Tensor = encoder.features(rows)  # type: ignore[operator]
     return features
+
+
+class Unfilled(TorchFunctionMode):
+    """Within it initializers leave parameters as they are: for a network whose weights are put in afterwards."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) in INITIALIZERS:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)

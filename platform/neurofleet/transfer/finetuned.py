@@ -16,6 +16,7 @@ Shape suffixes: B batch, F features, N training rows.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -39,7 +40,7 @@ from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
 from neurofleet.transfer import adapters, base, methods
 from neurofleet.transfer.bridge import Bridge
-from neurofleet.transfer.encoders import Features, as_spec, drop_heads, tried
+from neurofleet.transfer.encoders import Features, Unfilled, as_spec, drop_heads, tried
 from neurofleet.transfer.stored import need_fit
 
 AFFINE_SITE, PARTNER_SITE, SHARE_SITE, HEAD_SITE = range(5000, 5004)  # beyond those of any encoder
@@ -108,7 +109,10 @@ class Finetuned(SupervisedFamily):
         self.l2_sp, self.mixup = l2_sp, mixup
         self.encoder_spec = as_spec(encoder_spec, spec)
         self.bridge = Bridge(spec, self.encoder_spec, statistics)
-        self.encoder = encoder(spec=self.encoder_spec)
+        whole = strict and not random_start  # `begin` puts all of its weights in
+        # Of a generator of its own, so that the head begins alike with a base and from a random start.
+        with torch.random.fork_rng(devices=[]), Unfilled() if whole else contextlib.nullcontext():
+            self.encoder = encoder(spec=self.encoder_spec)
         self.dropped = drop_heads(self.encoder)
         self._features = (Features(self.encoder),)  # in a tuple: its parameters stand in `encoder` already
         found: list[Tensor] = []
