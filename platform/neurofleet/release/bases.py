@@ -103,9 +103,10 @@ def _near_run(run_id: str) -> str:
 def _of_path(uri: str) -> Base:
     path = Path(uri).expanduser()
     if not uri or not path.exists():
-        near = [str(one) for one in path.parent.glob("[!.]*")] if path.parent != Path(".") else []
-        hint = f"; {nearest(str(path), near)}" if near else ""
-        raise ConfigError(f"there is no base {uri!r}{hint}; a base is one of\n{FORMS}")
+        beside = [one.name for one in path.parent.glob("[!.]*")] if uri else []
+        hint = nearest(path.name, beside, prefix="" if path.parent == Path(".") else f"{path.parent}/")
+        close = f"; {hint}" if hint.startswith("did you mean") else ""
+        raise ConfigError(f"there is no base {uri!r}{close}; a base is one of\n{FORMS}")
     path = path.resolve()
     run = next((one for one in (path, *list(path.parents)[:2]) if (one / "tracking" / "run.json").is_file()), None)
     if run is None:

@@ -96,9 +96,11 @@ def _folder(where: str) -> Path:
         return folder
     if where.startswith(("/", ".", "~")) or not _REPO.fullmatch(where):
         beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        hint = nearest(folder.name, beside)
+        close = f"; {hint}" if hint.startswith("did you mean") else ""
         raise ConfigError(
             f"hf/{where} needs a folder with {CONFIG}, or the id of a repository, as in hf/owner/name; there is no "
-            f"folder {folder}; {nearest(folder.name, beside)}"
+            f"folder {folder}{close}"
         )
     hub = library("huggingface_hub")
     try:
