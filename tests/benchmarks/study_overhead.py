@@ -1,8 +1,8 @@
 """`python tests/benchmarks/study_overhead.py`: what a trial costs that trains nothing, here and under Ray Tune.
 
 A stub says one score and is over.  Ours are asked of the sampler, composed, written to the study's journal and tracked
-in MLflow; Ray Tune's are scheduled and tracked by nobody.  Seconds are from the start of the search to the end of the last
-trial, Ray warm, two CPUs for all; an actor a trial is measured on fewer.
+in MLflow; Ray Tune's are scheduled and tracked by nobody.  Seconds are from the start of the search to the end of the
+last trial, Ray warm, two CPUs for all; an actor a trial is measured on fewer.
 
     one process    `neurofleet tune`, random search
     fuse=off       the same under Ray Tune, an actor a trial
