@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import time
@@ -13,8 +14,9 @@ from types import FrameType
 from neurofleet import tracking
 from neurofleet.cluster import processes, servers, state
 from neurofleet.cluster.state import Half, Platform
-from neurofleet.errors import ResourceError
+from neurofleet.errors import ConfigError, ResourceError
 from neurofleet.launch import ensure_token, is_open
+from neurofleet.tracking import backend
 
 GRACE = 8.0  # seconds between SIGTERM and SIGKILL
 DEFAULTS = {"ray": 6379, "dashboard": 8265, "mlflow": 5000}
@@ -101,7 +103,12 @@ def _plan(platform: Platform | None, missing: list[str], asked: dict[str, int | 
     if "mlflow" in missing:
         own = f"http://{servers.HOST}:{ports['mlflow']}"
         foreign = _foreign_server(own)
-        platform.mlflow = Half(foreign or own, foreign=bool(foreign))
+        if platform.mlflow.shared and not foreign and not backend.is_shared():
+            raise ConfigError(
+                f"the MLflow server here keeps runs in a team's store, and {backend.DATABASE} or {backend.ARTIFACTS} "
+                "has to name it again; set them as before, or give it up with: neurofleet down"
+            )
+        platform.mlflow = Half(foreign or own, foreign=bool(foreign), shared=not foreign and backend.is_shared())
         if not foreign:
             _need_free("mlflow", ports["mlflow"])
     if "ray" in missing:
@@ -119,7 +126,7 @@ def _foreign_server(own: str) -> str:
     Raises:
         UnreachableError: it does not answer.
     """
-    named = tracking.store_uri()
+    named = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not named.startswith("http") or _door(named) == _door(own):
         return ""
     tracking.store.check_reachable(named)

@@ -27,10 +27,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from neurofleet import paths, tracking
+from neurofleet import paths
 from neurofleet.cluster.state import MARK, Platform
 from neurofleet.errors import ResourceError, RunError
 from neurofleet.launch import API_SERVER, LOOPBACK, authentication
+from neurofleet.tracking import backend
 
 HOST = "127.0.0.1"
 # Servers outlive what started them; a Popen that is forgotten while its process runs warns.
@@ -93,7 +94,8 @@ def ray_head(platform: Platform) -> Server:
         API_SERVER: platform.dashboard,  # workers that ask for it would search this machine, and find another's too
         "RAY_START_HOOK": "neurofleet.cluster.servers.without_client_server",
     }
-    environment.pop("RAY_ADDRESS", None)
+    for name in ("RAY_ADDRESS", backend.DATABASE):  # the database's password is for the MLflow server alone
+        environment.pop(name, None)
     return Server(
         name="the Ray head",
         command=command,
@@ -111,17 +113,11 @@ def without_client_server(parameters: Any, _is_head: bool) -> None:
 
 
 def mlflow_server(platform: Platform) -> Server:
-    # MLFLOW_TRACKING_URI may name a database; it may also name this very server.
-    store = tracking.store_uri()
-    if store.startswith("http"):
-        store = tracking.store.home_uri()
-    tracking.prepare_store(store)
     address = urllib.parse.urlsplit(platform.mlflow.address)
     command = [sys.executable, "-m", "uvicorn", "--host", HOST, "--port", str(address.port)]
     command += ["--log-level", "warning", "mlflow.server.fastapi_app:app"]
     environment = _environment(f"{platform.mark}-mlflow") | {
-        "_MLFLOW_SERVER_FILE_STORE": store,
-        "_MLFLOW_SERVER_ARTIFACT_ROOT": str(tracking.artifact_root()),
+        **backend.environment(),
         "_MLFLOW_SERVER_BOOT_ID": secrets.token_hex(16),
         "_MLFLOW_SGI_NAME": "uvicorn",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

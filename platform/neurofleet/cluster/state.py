@@ -30,12 +30,14 @@ class Half:
     session:   the session (in the sense of setsid) that its processes were started in
     processes: pid -> start time in seconds since 1970
     foreign:   it is a server that the user named, which `up` neither starts nor ends
+    shared:    it keeps runs in a team's store, and runs here go through it
     """
 
     address: str
     session: int = 0
     processes: dict[int, float] = dataclasses.field(default_factory=dict)
     foreign: bool = False
+    shared: bool = False
 
 
 @dataclasses.dataclass

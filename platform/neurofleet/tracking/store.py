@@ -29,10 +29,13 @@ from neurofleet import paths
 from neurofleet.errors import ConfigError, UnreachableError
 
 SCHEMA = Path(__file__).with_name("schema.sql")
-REMEDY = (
-    "start that server, or set MLFLOW_TRACKING_URI to another one, or unset it to track into sqlite under "
-    "NEUROFLEET_HOME"
-)
+VARIABLE = "MLFLOW_TRACKING_URI"
+
+
+def remedy(variable: str = VARIABLE) -> str:
+    return (
+        f"start that server, or set {variable} to another one, or unset it to track into sqlite under NEUROFLEET_HOME"
+    )
 
 
 def home_uri() -> str:
@@ -41,14 +44,23 @@ def home_uri() -> str:
 
 
 def store_uri() -> str:
-    """MLFLOW_TRACKING_URI, else the platform's own store.
+    """MLFLOW_TRACKING_URI, else the platform's server where that keeps runs for a team, else the platform's own store.
 
     A relative sqlite address is made absolute: whoever delivers or reads later stands in another folder.
     """
-    configured = os.environ.get("MLFLOW_TRACKING_URI") or home_uri()
+    configured = os.environ.get("MLFLOW_TRACKING_URI") or _shared_server() or home_uri()
     if configured.startswith("sqlite:///"):
         return f"sqlite:///{os.path.abspath(configured.removeprefix('sqlite:///'))}"
     return configured
+
+
+def _shared_server() -> str:
+    """Its address, or nothing where no such server was started here (`neurofleet.cluster.state` writes the file)."""
+    try:
+        mlflow = json.loads((paths.home() / "platform.json").read_text())["mlflow"]
+    except FileNotFoundError:
+        return ""
+    return str(mlflow["address"]) if mlflow.get("shared") else ""
 
 
 def artifact_root() -> Path:
@@ -126,24 +138,24 @@ def migrate(database: Path) -> None:
     engine.dispose()
 
 
-def check_reachable(uri: str) -> None:
-    """Raise UnreachableError within seconds where MLflow's own retries would take minutes."""
+def check_reachable(uri: str, variable: str = VARIABLE) -> None:
+    """Raise UnreachableError within seconds where MLflow's own retries would take minutes; `variable` named `uri`."""
     try:
         parts = urllib.parse.urlsplit(uri)
         port = parts.port
     except ValueError as error:  # its words may quote a part of the password
         raise ConfigError(
-            f"MLFLOW_TRACKING_URI needs a host and a port that is a number, got {shown(uri)!r}; write /, @ and : in a "
-            f"password as %2F, %40 and %3A, or {REMEDY}"
+            f"{variable} needs a host and a port that is a number, got {shown(uri)!r}; write /, @ and : in a "
+            f"password as %2F, %40 and %3A, or {remedy(variable)}"
         ) from error
     if parts.scheme in ("http", "https"):
         _check_http(uri)
     elif parts.scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
-        _check_socket(uri, parts.scheme.split("+")[0], parts.hostname or "localhost", port)
+        _check_socket(uri, parts.scheme.split("+")[0], parts.hostname or "localhost", port, variable)
     elif parts.scheme not in ("sqlite", "databricks", "databricks-uc"):
         raise ConfigError(
-            f"MLFLOW_TRACKING_URI needs a server (http://...) or a database (sqlite:///..., "
-            f"postgresql://...), got {shown(uri)!r}; {REMEDY}"
+            f"{variable} needs a server (http://...) or a database (sqlite:///..., "
+            f"postgresql://...), got {shown(uri)!r}; {remedy(variable)}"
         )
 
 
@@ -159,11 +171,11 @@ def _check_http(uri: str) -> None:
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = str(getattr(error, "reason", error)).strip()
     raise UnreachableError(
-        f"tracking needs the MLflow server at {shown(uri)}, which does not answer ({reason}); {REMEDY}"
+        f"tracking needs the MLflow server at {shown(uri)}, which does not answer ({reason}); {remedy()}"
     )
 
 
-def _check_socket(uri: str, kind: str, host: str, port: int | None) -> None:
+def _check_socket(uri: str, kind: str, host: str, port: int | None, variable: str) -> None:
     import sqlalchemy
 
     ports = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -172,7 +184,10 @@ def _check_socket(uri: str, kind: str, host: str, port: int | None) -> None:
         sqlalchemy.create_engine(uri).connect().close()
     except (OSError, ImportError, sqlalchemy.exc.SQLAlchemyError) as error:
         reason = censored(str(error), uri).splitlines()[0]
-        raise UnreachableError(f"tracking needs the database at {shown(uri)}, got: {reason}; {REMEDY}") from error
+        lacking = ", and pip install -c requirements.lock 'neurofleet[team]'" if isinstance(error, ImportError) else ""
+        raise UnreachableError(
+            f"tracking needs the database at {shown(uri)}, got: {reason}; {remedy(variable)}{lacking}"
+        ) from error
 
 
 def shown(uri: str) -> str:
