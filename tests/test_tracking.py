@@ -631,24 +631,37 @@ def test_server_dies_and_comes_back(tmp_path: Path, free_port: int, monkeypatch:
 
 
 @pytest.mark.slow
-def test_server_that_stays_away(tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_stays_away(
+    tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The training ends well, restarts while the server is away, and all of it is replayed once and in order."""
     server = serve(free_port, tmp_path / "server")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
     try:
         tracker = start()
-        assert tracker.run_id
+        run_id = tracker.run_id
     finally:
         stop(server, free_port)
     tracker.log_many(rows(0, 10))
-    with pytest.raises(UnreachableError, match=r"the next tracked run delivers them"):
-        tracker.finish()
+    tracker.finish("KILLED")
+    assert "tracking=degraded" in capsys.readouterr().err
+    again = Tracker.resume(run_id)
+    again.log_many(rows(5, 20))
+    again.finish()
+    told = capsys.readouterr().err
+    assert "tracking=degraded" in told
+    assert "neurofleet runs sync" in told
+    with pytest.raises(UnreachableError, match=rf"1 runs wait: .*127.0.0.1:{free_port}"):
+        orphans.sync()
     server = serve(free_port, tmp_path / "server")
     try:
-        start().finish()
+        assert orphans.sync() == 1
+        assert orphans.sync() == 0
         connection = sqlite3.connect(tmp_path / "server" / "mlflow.db")
         question = "SELECT step, value FROM metrics WHERE run_uuid = ? AND key = 'train/loss' ORDER BY rowid"
-        assert connection.execute(question, (tracker.run_id,)).fetchall() == expected(0, 10)
-        assert connection.execute("SELECT DISTINCT status FROM runs").fetchall() == [("FINISHED",)]
+        assert connection.execute(question, (run_id,)).fetchall() == expected(0, 20)
+        assert connection.execute("SELECT status FROM runs").fetchall() == [("FINISHED",)]
+        assert connection.execute("SELECT value FROM tags WHERE key = 'tracking'").fetchall() == [("degraded",)]
         connection.close()
     finally:
         stop(server, free_port)

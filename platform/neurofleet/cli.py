@@ -11,7 +11,7 @@ from neurofleet.errors import ConfigError, exit_on_error, nearest
 
 GROUPS = {
     "Run": ("train", "finetune", "tune", "submit"),
-    "Data and models": ("data", "models"),
+    "Data and models": ("data", "models", "runs"),
     "Platform": ("up", "status", "jobs", "down"),
 }
 RAW = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -147,6 +147,20 @@ def models_alias(name: str, version: str, alias: str) -> None:
     from neurofleet.release import listing
 
     listing.set_alias(name, version, alias, Console())
+
+
+@neurofleet.group()
+def runs() -> None:
+    """Tracked runs: sync"""
+
+
+@runs.command("sync")
+def runs_sync() -> None:
+    """Deliver to MLflow what runs here could not while it was away; each record arrives once."""
+    from neurofleet.tracking import orphans
+
+    num_runs = orphans.sync()
+    print(f"{num_runs} runs were completed" if num_runs else "nothing waits: all runs here are complete in MLflow")
 
 
 @neurofleet.command()

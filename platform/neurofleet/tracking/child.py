@@ -22,7 +22,7 @@ from typing import Any
 from neurofleet import errors
 from neurofleet.errors import NeurofleetError, UnreachableError, UserError
 from neurofleet.tracking import records
-from neurofleet.tracking.opening import create_run, find_run
+from neurofleet.tracking.opening import SETTINGS, create_run, find_run
 from neurofleet.tracking.store import censored, check_reachable, prepare_store, shown, store_uri
 
 SHIP_SECONDS = 1.0
@@ -31,14 +31,7 @@ PATIENCE_SECONDS = 30.0
 """how long `Tracker.finish` waits for a server that is away"""
 ORPHAN_PATIENCE_SECONDS = 600.0
 """how long a child whose training process died waits for one"""
-SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
-"""the child repeats failed requests itself, and reports nothing to anyone but the store"""
+LATER = "to deliver when it is back: neurofleet runs sync (the next tracked run does so, too)"
 
 
 class Child:
@@ -51,13 +44,21 @@ class Child:
         self.alive = True  # the training process
         self.finishing = False
         self.swept = False
+        self.unseen = False  # whether a run that goes on was not looked up yet, since the server is away
 
     # start
 
     def start(self) -> dict[str, Any]:
         """Make or find the run; the answer for the training process."""
         uri = self.order["uri"]
-        check_reachable(uri)
+        try:
+            check_reachable(uri)
+        except UnreachableError:
+            if not uri.startswith("http") or self.order.get("known", {}).get("uri") != uri:
+                raise
+            self.unseen = True  # a restart does not have to wait for MLflow
+            self.connect()
+            return dict(self.order["known"])
         prepare_store(uri)
         self.connect()
         from mlflow.exceptions import MlflowException
@@ -96,11 +97,17 @@ class Child:
                 if time.monotonic() >= next_sample:
                     self._sample(sampler, int(time.time() - began))
                     next_sample = time.monotonic() + SYSTEM_SECONDS
-                worked = self._attempt(self.delivery.ship)
+                worked = self._attempt(self._ship)
                 if worked and not self.swept:
                     self._sweep()
                 failures = 0 if worked else failures + 1
             self.listen(min(SHIP_SECONDS * 2**failures, 8.0))
+
+    def _ship(self) -> None:
+        if self.unseen:
+            find_run(self.client, self.order)
+            self.unseen = False
+        self.delivery.ship()
 
     def _sample(self, sampler: Any, step: int) -> None:
         """Append a sample to the spool, one write like the training process's own, so that it takes the same way."""
@@ -147,12 +154,12 @@ class Child:
     def conclude(self) -> dict[str, Any]:
         """Deliver the rest, set the run's status, say how it went."""
         patience = PATIENCE_SECONDS if self.alive else ORPHAN_PATIENCE_SECONDS
-        if self.delivery is not None and not self._insist(self.delivery.ship, patience):
+        if self.delivery is not None and not self._insist(self._ship, patience):
             return {
                 "error": UnreachableError.__name__,
                 "message": (
                     f"MLflow at {shown(self.order['uri'])} has not answered for {patience:.0f} s; the records of run "
-                    f"{self.run_id} wait in {self.delivery.spool}, and the next tracked run delivers them"
+                    f"{self.run_id} wait in {self.delivery.spool}; {LATER}"
                 ),
             }
         if not self._insist(self._end, patience):
@@ -160,7 +167,7 @@ class Child:
                 "error": UnreachableError.__name__,
                 "message": (
                     f"MLflow at {shown(self.order['uri'])} went away before the end of run {self.run_id} was set; "
-                    "it still shows as RUNNING, and the next tracked run mends that"
+                    f"it still shows as RUNNING; {LATER}"
                 ),
             }
         if self.order["own"] and self.delivery is not None and not self.swept:

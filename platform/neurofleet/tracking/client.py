@@ -75,6 +75,10 @@ class Tracker:
             **order,
         }
         self._folder_of = folder_of or paths.run
+        if self._order["run_id"]:
+            with contextlib.suppress(FileNotFoundError):
+                about = (self._folder_of(self._order["run_id"]) / "tracking" / "run.json").read_text()
+                self._order["known"] = json.loads(about)
         self._spool: int | None = None
         self._spool_path = Path()
         self._failure: OSError | None = None
@@ -109,7 +113,10 @@ class Tracker:
 
     @classmethod
     def resume(cls, run_id: str, *, folder_of: Callable[[str], Path] | None = None) -> Tracker:
-        """The same run goes on: it is RUNNING again, and metrics that were delivered before are not sent twice."""
+        """The same run goes on: it is RUNNING again, and metrics that were delivered before are not sent twice.
+
+        An MLflow server that is away holds up no run that was made before: what is logged waits on disk.
+        """
         return cls({"run_id": run_id, "own": True, "reopen": True}, folder_of)
 
     @classmethod
@@ -167,8 +174,9 @@ class Tracker:
     def finish(self, status: str = "FINISHED") -> None:
         """Deliver everything, set the status (FINISHED, FAILED, KILLED; only by an owner) and end the child.
 
-        Raises UnreachableError when the server stays away for 30 s (the records wait on disk and the next tracked run
-        delivers them), RunError when MLflow refused a record or the disk did.  A second call does nothing.
+        A server that stays away for 30 s fails no training: the records wait on disk, a warning says
+        `tracking=degraded`, and `neurofleet runs sync` or the next tracked run delivers them.  Raises RunError when
+        MLflow refused a record or the disk did.  A second call does nothing.
         """
         _check_status(status)
         if self._finished:
@@ -178,7 +186,9 @@ class Tracker:
         answer = self._ask_to_finish()
         assert self._spool is not None
         os.close(self._spool)
-        if "error" in answer:
+        if answer.get("error") == errors.UnreachableError.__name__:
+            print(f"warning: tracking=degraded: {answer['message']}", file=sys.stderr, flush=True)
+        elif "error" in answer:
             raise getattr(errors, answer["error"])(answer["message"])
         if self._failure:
             raise RunError(

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """opens MLflow's pages on training runs, where they would open on language-model traces"""
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+"""of MLflow in whoever delivers: it repeats failed requests itself, and reports nothing to anyone but the store"""
 
 
 def find_run(client: MlflowClient, order: Mapping[str, Any]) -> Run:

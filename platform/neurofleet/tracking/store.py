@@ -181,7 +181,7 @@ def _check_socket(uri: str, kind: str, host: str, port: int | None, variable: st
     ports = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
     try:
         socket.create_connection((host, port or ports[kind]), timeout=5).close()
-        sqlalchemy.create_engine(uri).connect().close()
+        sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
     except (OSError, ImportError, sqlalchemy.exc.SQLAlchemyError) as error:
         reason = censored(str(error), uri).splitlines()[0]
         lacking = ", and pip install -c requirements.lock 'neurofleet[team]'" if isinstance(error, ImportError) else ""
