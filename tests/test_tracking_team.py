@@ -255,8 +255,10 @@ def test_registrations_at_once_in_sqlite(tmp_path: Path, monkeypatch: pytest.Mon
     ("changes", "message"),
     [
         ({backend.DATABASE: "postgresql://neurofleet:wrong@"}, "at .*password authentication failed"),
-        ({backend.ARTIFACTS: "s3://nowhere"}, "MLFLOW_ARTIFACTS_DESTINATION needs a place that exists.*NoSuchBucket"),
-        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "MLFLOW_ARTIFACTS_DESTINATION needs a place .*SignatureDoesNotMatch"),
+        (
+            {backend.ARTIFACTS: "s3://nowhere"},
+            "MLFLOW_ARTIFACTS_DESTINATION needs a place that exists.*bucket does not exist",
+        ),
     ],
 )
 def test_up_says_which_store_does_not_let_it_in(
@@ -270,6 +272,15 @@ def test_up_says_which_store_does_not_let_it_in(
         backend.environment()
     assert PASSWORD not in str(caught.value)
     assert "wrong" not in str(caught.value)
+
+
+def test_up_says_that_the_bucket_does_not_take_the_secret(team: Team) -> None:
+    settings = {backend.ARTIFACTS: team.bucket, "AWS_SECRET_ACCESS_KEY": "wrong"}
+    code = "from neurofleet.tracking import backend; backend._check_artifacts('s3://mlflow')"
+    command = [sys.executable, "-c", code]  # MLflow keeps the client that it made first in a process
+    ended = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+    assert "UnreachableError: MLFLOW_ARTIFACTS_DESTINATION needs a place that exists" in ended.stderr
+    assert "'s3://mlflow': Failed to list artifacts in s3://mlflow: The request signature we calculated" in ended.stderr
 
 
 def test_a_server_is_no_database(monkeypatch: pytest.MonkeyPatch) -> None:

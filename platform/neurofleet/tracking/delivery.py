@@ -65,6 +65,13 @@ class Delivery:
         self.lock_file = open(self.spool.with_suffix(".lock"), "w")  # noqa: SIM115
         return try_lock(self.lock_file)
 
+    def close(self) -> None:
+        """Let go of the spool and of the database; for a process that lives on."""
+        connections = [self.bulk.connection if self.bulk else None, self.trial_runs.connection]
+        for one in (self.file, getattr(self, "lock_file", None), *connections):
+            if one is not None:
+                one.close()
+
     def ship(self) -> int:
         """Send all whole lines; the number of records sent."""
         num_records = 0

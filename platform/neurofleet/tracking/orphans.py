@@ -11,6 +11,7 @@ are complete, but nobody could watch it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -71,7 +72,7 @@ def sync() -> int:
         try:
             check_reachable(uri)
         except UnreachableError as error:
-            reasons.append(f"{len({spool.parent for spool in spools})} runs wait: {error}")
+            reasons.append(f"{len({spool.parent for spool in spools})} run(s) wait: {error}")
             continue
         from mlflow import MlflowClient
 
@@ -117,16 +118,16 @@ def deliver_orphan(client: MlflowClient, spool: Path) -> None:
     run_id, uri, own = about["run_id"], about["uri"], about["own"]
     if uri != client.tracking_uri:
         return
-    delivery = Delivery(client, run_id, spool)
-    if delivery.concluded or not delivery.lock():
-        return
-    delivery.ship()
-    if own and spool.name == max(each.name for each in spool.parent.glob("*.jsonl")):
-        if delivery.end is not None:
-            delivery.attempt(lambda some: client.set_tag(*some[0]), [(run_id, "tracking", "degraded")])
-        delivery.attempt(lambda some: end_run(client, *some[0]), [(run_id, delivery.end)])
-    delivery.concluded = True
-    delivery.save()
+    with contextlib.closing(Delivery(client, run_id, spool)) as delivery:
+        if delivery.concluded or not delivery.lock():
+            return
+        delivery.ship()
+        if own and spool.name == max(each.name for each in spool.parent.glob("*.jsonl")):
+            if delivery.end is not None:
+                delivery.attempt(lambda some: client.set_tag(*some[0]), [(run_id, "tracking", "degraded")])
+            delivery.attempt(lambda some: end_run(client, *some[0]), [(run_id, delivery.end)])
+        delivery.concluded = True
+        delivery.save()
 
 
 def _report(spool: Path, error: Exception, client: MlflowClient) -> None:
