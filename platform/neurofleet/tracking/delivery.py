@@ -236,13 +236,14 @@ class Delivery:
             if spool.name >= self.spool.name:
                 return
             epoch = None
-            for line in spool.open("rb"):
-                if line.startswith(b'{"since"') and line.endswith(b"\n"):
-                    try:
-                        points, epoch = records.decode_points(records.decode(line), epoch)
-                    except records.DAMAGED:  # was refused, and reported, when that spool was delivered
-                        continue
-                    yield from points
+            with spool.open("rb") as lines:
+                for line in lines:
+                    if line.startswith(b'{"since"') and line.endswith(b"\n"):
+                        try:
+                            points, epoch = records.decode_points(records.decode(line), epoch)
+                        except records.DAMAGED:  # was refused, and reported, when that spool was delivered
+                            continue
+                        yield from points
 
 
 def try_lock(file: IO[Any]) -> bool:
