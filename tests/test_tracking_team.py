@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from neurofleet import release
+from neurofleet import launch, release
+from neurofleet.cluster import platform as platforms
 from neurofleet.cluster import servers, state
 from neurofleet.errors import ConfigError, UnreachableError
 from neurofleet.tracking import Tracker, backend, store_uri
@@ -284,3 +285,24 @@ def test_a_server_is_no_database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(backend.DATABASE, "http://127.0.0.1:5000")
     with pytest.raises(ConfigError, match="MLFLOW_BACKEND_STORE_URI needs a database"):
         backend.environment()
+
+
+def test_a_server_that_comes_back_needs_its_store_named_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEUROFLEET_HOME", str(tmp_path))
+    half = state.Half(f"http://127.0.0.1:{free_port()}", shared=True)
+    platform = state.Platform(state.new_mark(), "http://127.0.0.1:2", "", state.Half("127.0.0.1:1"), half)
+    ports: dict[str, int | None] = {"ray": None, "dashboard": None, "mlflow": None}
+    with pytest.raises(
+        ConfigError, match="MLFLOW_BACKEND_STORE_URI or MLFLOW_ARTIFACTS_DESTINATION has to name it again"
+    ):
+        platforms._plan(platform, ["mlflow"], ports)
+    monkeypatch.setenv(backend.ARTIFACTS, "s3://mlflow")
+    assert platforms._plan(platform, ["mlflow"], ports).mlflow.shared
+
+
+def test_ray_does_not_learn_the_password_of_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEUROFLEET_HOME", str(tmp_path))
+    monkeypatch.setenv(backend.DATABASE, f"postgresql://neurofleet:{PASSWORD}@127.0.0.1/mlflow")
+    launch.ensure_token()
+    platform = state.Platform(state.new_mark(), "http://127.0.0.1:2", "", state.Half("127.0.0.1:1"), state.Half(""))
+    assert PASSWORD not in str(servers.ray_head(platform).environment)
