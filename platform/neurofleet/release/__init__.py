@@ -25,6 +25,7 @@ from neurofleet.errors import RunError
 from neurofleet.experiment import Experiment
 from neurofleet.spec import DataSpec
 from neurofleet.tracking import prepare_store, store_uri
+from neurofleet.tracking.store import check_reachable
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -65,6 +66,7 @@ def register(run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> i
         )
     spec, experiment = DataSpec.load(folder / "spec.json"), experiments.load(folder / "experiment.yaml")
     described = {"family": experiments.family_name(experiment), "data": experiments.data_name(experiment)}
+    check_reachable(store_uri())  # MLflow itself would try for minutes
     prepare_store()
     with _mlflow():
         import mlflow
