@@ -33,11 +33,12 @@ PASSWORD = secrets.token_hex(16)
 
 
 class Team(NamedTuple):
-    """uri: of the database; bucket: its address; s3: a boto3 client of it"""
+    """uri: of the database; bucket: its address; s3: a boto3 client of it; keys: to it, as the environment has them"""
 
     uri: str
     bucket: str
     s3: Any
+    keys: dict[str, str]
 
 
 def free_port() -> int:
@@ -142,7 +143,7 @@ def team(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Te
             wait_for(lambda: listens(ports["s3"]), process, log)
             wait_for(lambda: makes_the_bucket(endpoint), process, log)
             client = boto3.client("s3", endpoint_url=endpoint)
-            yield Team(database, "s3://mlflow/files", client)
+            yield Team(database, "s3://mlflow/files", client, keys)
             client.close()
         finally:
             process.kill()  # it takes 25 s over SIGTERM
@@ -263,7 +264,7 @@ def test_up_says_which_store_does_not_let_it_in(
     team: Team, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], message: str
 ) -> None:
     address = team.uri.rpartition("@")[2]
-    settings = {backend.DATABASE: team.uri, backend.ARTIFACTS: team.bucket} | changes
+    settings = {backend.DATABASE: team.uri, backend.ARTIFACTS: team.bucket} | team.keys | changes
     for name, value in settings.items():
         monkeypatch.setenv(name, value + address if value.endswith("@") else value)
     with pytest.raises(UnreachableError, match=message) as caught:
@@ -273,7 +274,7 @@ def test_up_says_which_store_does_not_let_it_in(
 
 
 def test_up_says_that_the_bucket_does_not_take_the_secret(team: Team) -> None:
-    settings = {backend.ARTIFACTS: team.bucket, "AWS_SECRET_ACCESS_KEY": "wrong"}
+    settings = team.keys | {"AWS_SECRET_ACCESS_KEY": "wrong"}
     code = "from neurofleet.tracking import backend; backend._check_artifacts('s3://mlflow')"
     command = [sys.executable, "-c", code]  # MLflow keeps the client that it made first in a process
     ended = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
