@@ -141,18 +141,18 @@ def test_a_run_from_another_store_has_no_digest(trained: Any, tmp_path: Path) ->
         ("pretrained/minilmm", "did you mean pretrained/minilm"),
     ],
 )
+def test_what_names_nothing(champion: None, uri: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as refused:
+        resolve(uri)
+    assert max(map(len, str(refused.value).splitlines()[1:]), default=0) <= 75
+
+
 def test_a_misspelt_path_has_neighbours_only_where_some_are_near(tmp_path: Path) -> None:
     (tmp_path / "digits_run").mkdir()
     with pytest.raises(ConfigError, match=rf"did you mean {tmp_path}/digits_run\?; a base is one of"):
         resolve(str(tmp_path / "digit_run"))
     with pytest.raises(ConfigError, match=r"there is no base '[^']*/another'; a base is one of"):
         resolve(str(tmp_path / "another"))
-
-
-def test_what_names_nothing(champion: None, uri: str, says: str) -> None:
-    with pytest.raises(ConfigError, match=says) as refused:
-        resolve(uri)
-    assert max(map(len, str(refused.value).splitlines()[1:]), default=0) <= 75
 
 
 def test_a_file_that_is_not_there_has_neighbours(trained: Any) -> None:
