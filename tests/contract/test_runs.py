@@ -43,6 +43,10 @@ VARIANTS = {
     "dbn-persistent": ["data=digits", BATCH, "family.num_chains=20"],
     "gan-wasserstein": ["data=digits", BATCH, "family.loss=wasserstein", "family.penalty_every=2"],
     "ppo-continuous": ["data=env/pendulum", *OWN["ppo"]],
+    "siamese-views": [
+        *("data=digits", BATCH, "family.pairs=views", "family.loss=ntxent", "family.erasing=0.3"),
+        "family.encoder.augmentation={degrees: 20.0, scale: 0.1, translation: 0.1}",
+    ],
     "spiking-rate": ["data=digits", BATCH, "family.coding=rate"],
     "transformer-language": ["data=pydoc_topics", "data.batch_size=1000", "family.width=16", "family.num_layers=1"],
 }

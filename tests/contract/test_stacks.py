@@ -59,6 +59,10 @@ VARIANTS = {
     "mlp-augmented": ["data=digits", "family.augmentation={degrees: 20.0, scale: 0.1, translation: 0.1}"],
     "mlp-labels": ["data=multimnist", "family.hidden=[8]"],
     "siamese-faces": ["data=orl_faces"],
+    "siamese-views": [
+        *("data=digits", "family.pairs=views", "family.loss=ntxent", "family.erasing=0.3"),
+        "family.encoder.augmentation={degrees: 20.0, scale: 0.1, translation: 0.1}",
+    ],
     "spiking-rate": ["data=digits", "family.coding=rate"],
     "transformer-language": ["data=pydoc_topics"],
 }

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from neurofleet import counter
-from neurofleet.families._layers import Dropout, RandomAffine, fingerprints, squared_distances
+from neurofleet.families._layers import Dropout, RandomAffine, RandomErasing, fingerprints, squared_distances
+from neurofleet.spec import DataSpec
 from neurofleet.steps import Context
 
 MakeContext = Callable[..., Context]
@@ -77,6 +78,23 @@ def test_affine_draws_of_rows_stay_in_bounds_and_differ(make_context: MakeContex
         for first, n in ((0, 200), (200, 300))
     ]
     assert torch.equal(torch.cat(parts), moved)
+
+
+def test_erasing_leaves_all_but_a_square(make_context: MakeContext, make_spec: Callable[..., DataSpec]) -> None:
+    images = picture().abs()[:1].expand(200, -1, -1, -1) + 0.1
+    erase = RandomErasing(0.5, make_spec(shape=(2, 8, 10)), site=3)
+    assert erase(images, make_context(200, training=False)) is images
+    seen = erase(images, make_context(200))
+    gone = seen == 0
+    assert torch.equal(seen[~gone], images[~gone])
+    assert torch.equal(gone[:, 0], gone[:, 1]), "of all channels"
+    down, across = gone[:, 0].any(2), gone[:, 0].any(1)
+    assert torch.equal(gone[:, 0], down.unsqueeze(2) & across.unsqueeze(1)), "a rectangle"
+    for side in (down, across):
+        assert side.sum(1).max() == 4, "half of the shorter side"
+        assert side.sum(1).min() == 2, "half of the square where its middle lies on the border"
+        assert side.any(0).all(), "anywhere"
+    assert len({tuple(one.flatten().tolist()) for one in gone}) > 50
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.9])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from neurofleet import experiment as experiments
 from neurofleet.errors import ConfigError, MismatchError
-from neurofleet.families import _pairs, siamese
+from neurofleet.families import _pairs
 from neurofleet.families._inner import StartsFromInputs
-from neurofleet.families.siamese import ENCODERS, References, Siamese, gathered, spread
+from neurofleet.families._pairs import gathered, spread
+from neurofleet.families._references import References
+from neurofleet.families.siamese import ENCODERS, Siamese
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Context
 
@@ -44,6 +47,7 @@ MOVING = encoder("cnn", channels=[4], kernel_size=3, hidden=6, dropout=0.3, augm
 
 SETTINGS: dict[str, Any] = {
     "encoder": ENCODER,
+    "pairs": "labels",
     "size": 5,
     "normalize": True,
     "loss": "contrastive",
@@ -52,6 +56,7 @@ SETTINGS: dict[str, Any] = {
     "references": 12,
     "turns": 1,
     "halves": 0.0,
+    "erasing": 0.0,
 }
 
 
@@ -162,10 +167,12 @@ def test_the_objective_by_hand(make_spec: MakeSpec, make_context: MakeContext) -
 
 
 @pytest.mark.parametrize("loss", LIBRARY)
-@pytest.mark.parametrize("turns", [1, 4])
-def test_parts_make_the_whole(loss: str, turns: int, make_spec: MakeSpec, make_context: MakeContext) -> None:
-    """With everything that is drawn: references, distortions, turns, dropout."""
-    family = make(make_spec(shape=(1, 8, 8)), encoder=MOVING, loss=loss, turns=turns, halves=0.5)
+@pytest.mark.parametrize("drawing", [{"halves": 0.5}, {"turns": 4, "halves": 0.5}, {"pairs": "views", "erasing": 0.4}])
+def test_parts_make_the_whole(
+    loss: str, drawing: dict[str, Any], make_spec: MakeSpec, make_context: MakeContext
+) -> None:
+    """With everything that is drawn: references, distortions, turns, dropout, second views."""
+    family = make(make_spec(shape=(1, 8, 8)), encoder=MOVING, loss=loss, **drawing)
     train, targets = rows(40, 1, 8, 8), torch.arange(40) % 3
     family.start((train, targets))
     whole = family.objective((train[:9], targets[:9]), make_context(9)).loss
@@ -179,6 +186,79 @@ def test_parts_make_the_whole(loss: str, turns: int, make_spec: MakeSpec, make_c
     torch.testing.assert_close(
         torch.autograd.grad(sum(parts), parameters), torch.autograd.grad(whole, parameters), rtol=1e-9, atol=1e-12
     )
+
+
+VIEWS: dict[str, Any] = {"encoder": MOVING, "pairs": "views", "loss": "ntxent", "erasing": 0.4}
+
+
+def test_views_are_those_of_the_library(make_spec: MakeSpec, make_context: MakeContext) -> None:
+    """NT-Xent of each row's two views, either way, with the references' views as negatives; one that is a view of the
+    same row is of its kind, as there."""
+    family, train = make(make_spec(shape=(1, 8, 8)), **VIEWS), rows(20, 1, 8, 8)
+    family.start((train, torch.zeros(20)))
+    context = make_context(9, seed=3, step=9)
+    objective = family.objective((train[:9], torch.zeros(9)), context)
+    assert family.references is not None
+    drawn, kinds = family.references.draw(12, context.key(2000))
+    numbers = [int((train == one).flatten(1).all(1).nonzero()) for one in drawn]
+    assert len(set(numbers)) == len(kinds.unique()) == 12, "no row is a reference twice"
+    assert 0 < sum(number < 9 for number in numbers) < 12, "some are rows of the batch"
+
+    def view(inputs: Tensor, first_row: int, step: int = 1) -> Tensor:
+        numbered = dataclasses.replace(context, rows=first_row + step * torch.arange(len(inputs), dtype=torch.int32))
+        return family(family.erase(family.encoder.augment(inputs, numbered), numbered), numbered)
+
+    first, second, references = view(train[:9], 0), view(train[:9], -13, -1), view(drawn, -1, -1)
+    assert (first - second).norm(dim=1).min().item() > 0.01
+    total = 0.0
+    for one, other in ((first, second), (second, first)):
+        for row in range(9):
+            candidates = torch.cat([other[row : row + 1], references])
+            labels = torch.tensor([row]), torch.tensor([row, *numbers])
+            loss = LIBRARY["ntxent"]()(one[row : row + 1], labels[0], ref_emb=candidates, ref_labels=labels[1])
+            total += loss.item() / 18
+    assert objective.loss.item() == pytest.approx(total, rel=1e-6)
+    torch.testing.assert_close(objective.metrics["distance_same"], (first - second).norm(dim=1))
+
+
+def test_views_read_no_label(make_spec: MakeSpec, make_context: MakeContext) -> None:
+    """Neither a step nor the loss of held-out rows; what is measured with labels is."""
+    train, classes = rows(40, 1, 8, 8), torch.arange(40) % 3
+    found = []
+    for labels in (classes, torch.zeros(40), torch.arange(40) // 14):
+        torch.manual_seed(0)
+        family = make(make_spec(shape=(1, 8, 8)), **VIEWS)
+        family.start((train, labels))
+        loss = family.objective((train[:9], labels[:9]), make_context(9)).loss
+        gradients = torch.autograd.grad(loss, list(family.parameters()))
+        found.append((loss, gradients, family.evaluate([(train, labels)])))
+    for loss, gradients, scores in found[1:]:
+        assert torch.equal(loss, found[0][0])
+        assert all(map(torch.equal, gradients, found[0][1]))
+        assert scores["loss"] == found[0][2]["loss"]
+    assert found[0][2]["auc"] != found[2][2]["auc"]
+
+
+def test_views_of_held_out_rows_are_their_own(make_spec: MakeSpec) -> None:
+    """However a pass is cut into batches, and near a right answer once two views are alike."""
+    family, inputs, targets = make(make_spec(shape=(1, 8, 8)), **VIEWS), rows(50, 1, 8, 8), torch.arange(50) % 3
+    whole = family.evaluate([(inputs, targets)])
+    assert family.evaluate(zip(inputs.split(7), targets.split(7), strict=True)) == pytest.approx(whole, rel=1e-9)
+    context = family._context((inputs, targets), 0, training=False)
+    plain, first, second = family._embed(inputs, context).unbind(1)
+    torch.testing.assert_close(plain, family(inputs))
+    alike = torch.stack([plain, plain, plain], dim=1)
+    assert (first - second).norm(dim=1).min().item() > 0.01
+    assert family._held_out_loss(alike, targets) < family._held_out_loss(
+        torch.stack([plain, first, second], 1), targets
+    )
+
+
+def test_views_that_do_not_differ_are_refused(make_spec: MakeSpec) -> None:
+    batch = rows(20, 1, 8, 8), torch.zeros(20)
+    with pytest.raises(ConfigError, match=r"family\.pairs=views needs views that differ, .* raise family\.encoder"):
+        make(make_spec(shape=(1, 8, 8)), pairs="views").start(batch)
+    make(make_spec(shape=(1, 8, 8)), pairs="views", encoder=encoder("mlp", dropout=0.3)).start(batch)
 
 
 @pytest.mark.parametrize("turns", [2, 4])
@@ -276,9 +356,9 @@ def test_held_out_rows_of_all_workers(labels: list[list[int]], num_rows: int, mo
         assert torch.equal(own[0], parts[1][0])
         into[:] = parts
 
-    monkeypatch.setattr(siamese.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(siamese.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(siamese.dist, "all_gather_object", gather)
+    monkeypatch.setattr(_pairs.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(_pairs.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(_pairs.dist, "all_gather_object", gather)
     embeddings, found = gathered(*parts[1])
     assert len(embeddings) == len(found) == num_rows
     torch.testing.assert_close(embeddings, torch.cat([one for one, _ in parts])[:num_rows])
@@ -349,12 +429,12 @@ def test_what_the_pairs_draw_is_apart_from_what_an_encoder_draws(make_spec: Make
             return super().key(site)
 
     drawing = encoder("dbn", hidden=[7], dropout=0.3, augmentation=DISTORTION)
-    family = make(make_spec(shape=(1, 8, 8)), encoder=drawing, turns=4, halves=0.5)
+    family = make(make_spec(shape=(1, 8, 8)), encoder=drawing, turns=4, halves=0.5, erasing=0.2)
     images, labels = rows(20, 1, 8, 8), torch.arange(20) % 3
     family.start((images, labels))
     context = Listening(0, 0, 0.5, torch.arange(20, dtype=torch.int32), training=True, measure=False)
     family.objective((images, labels), context)
-    assert len(sites) == len(set(sites)) == 6, "references, partners, halves, turns, distortion, dropout"
+    assert len(sites) == len(set(sites)) == 7, "references, partners, halves, turns, distortion, square, dropout"
 
 
 def test_the_pictures_hold_the_pairs(make_spec: MakeSpec) -> None:
@@ -388,6 +468,10 @@ def test_embeddings_have_length_one_if_wanted(make_spec: MakeSpec) -> None:
         ({"temperature": -1.0}, r"temperature=-1\.0"),
         ({"turns": 2}, r"family\.turns needs square images, got made \(tabular \(4,\)\); set 1"),
         ({"halves": 0.5}, r"family\.halves needs a share of images, got 0\.5 for made \(tabular\); set 0"),
+        ({"pairs": "vews"}, r"family\.pairs needs a known kind, got 'vews'; did you mean views"),
+        ({"pairs": "views", "turns": 2}, r"make classes out of labels, got turns=2, halves=0\.0 with pairs=views"),
+        ({"erasing": 0.2}, r"family\.erasing needs images, got made, which is tabular; set 0\.0"),
+        ({"erasing": 1.0}, r"family\.erasing needs 0 <= erasing < 1, got 1\.0"),
         ({"turns": 5}, r"family\.turns needs 1 to 4 quarter turns, got 5"),
     ],
 )

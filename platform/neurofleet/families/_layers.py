@@ -130,6 +130,34 @@ class RandomAffine:
         return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
+class RandomErasing:
+    """A square of each image, wherever its middle may lie, becomes the mean (Cutout: DeVries and Taylor 2017), at
+    training only.
+
+    side: of the square, as a share of the image's shorter one
+    """
+
+    def __init__(self, side: float, spec: DataSpec, site: int) -> None:
+        if not 0 <= side < 1:
+            raise ConfigError(f"family.erasing needs 0 <= erasing < 1, got {side}")
+        if spec.kind != "image" and side:
+            raise ConfigError(f"family.erasing needs images, got {spec.name}, which is {spec.kind}; set 0.0")
+        self.side, self.site = side, site
+
+    def __call__(self, images: Tensor, context: Context) -> Tensor:
+        """images [batch, channels, height, width], standardised -> the same shape."""
+        if not context.training or is_off(self.side):
+            return images
+        height, width = images.shape[2:]
+        middles_B2 = counter.uniform(context.key(self.site), context.rows, (2,), images.dtype)
+        reach = self.side * min(height, width) / 2
+        down_BY, across_BX = (
+            (torch.arange(size, dtype=images.dtype, device=images.device) + 0.5 - middle * size).abs() < reach
+            for size, middle in zip((height, width), middles_B2.unsqueeze(2).unbind(1), strict=True)
+        )
+        return images.masked_fill((down_BY.unsqueeze(2) & across_BX.unsqueeze(1)).unsqueeze(1), 0.0)
+
+
 def _places(height: int, width: int, like: Tensor) -> Tensor:
     """The middles of all pixels as (x, y, 1), the image's sides at -1 and 1: [height * width, 3]."""
     down, across = (

@@ -12,17 +12,30 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 from neurofleet.families._layers import squared_distances
 
 TINY = 1e-12
+PAIRED_ROWS = 2048  # of held-out rows; all their pairs are scored
 ONE_SHOT_ROUNDS = 10  # each class's first row is the support, then its second, ...
 
 
 def distances(first_BE: Tensor, second_RE: Tensor) -> Tensor:
     """Euclidean, [B, R]."""
     return squared_distances(first_BE, second_RE).clamp(min=TINY).sqrt()
+
+
+def own_distances(first_BE: Tensor, second_BE: Tensor) -> Tensor:
+    """Euclidean, of each row from the row at its place, [B]."""
+    return (first_BE - second_BE).square().sum(dim=1).clamp(min=TINY).sqrt()
+
+
+def cosines(first_BE: Tensor, second_RE: Tensor) -> Tensor:
+    """Of the angles, [B, R]."""
+    return F.normalize(first_BE, dim=1) @ F.normalize(second_RE, dim=1).T
 
 
 def mean_where(values: Tensor, chosen: Tensor, dims: int | tuple[int, ...]) -> Tensor:
@@ -102,3 +115,29 @@ def all_pairs(distances_NN: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
     """(distance, whether of one class) of each pair of different rows, once."""
     first, second = torch.triu_indices(len(labels_N), len(labels_N), offset=1, device=labels_N.device)
     return distances_NN[first, second], labels_N[first] == labels_N[second]
+
+
+def spread(length: int, most: int, device: torch.device) -> Tensor:
+    """All places of range(length), or so many of them, evenly."""
+    return torch.arange(min(length, most), device=device) * length // min(length, most)
+
+
+def gathered(embeddings_NVE: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The held-out rows of all workers, [N, ...] and [N], on each."""
+    if not dist.is_initialized():
+        return embeddings_NVE, labels_N
+    num_workers, device = dist.get_world_size(), labels_N.device
+    parts: list[tuple[Tensor, Tensor]] = [(embeddings_NVE, labels_N)] * num_workers
+    dist.all_gather_object(parts, (embeddings_NVE.cpu(), labels_N.cpu()))
+    alike = all(torch.equal(own, other) for part in parts for own, other in zip(part, parts[0], strict=True))
+    if alike and len(parts[0][1]) < num_workers:  # workers that outnumber the rows have all of them each
+        parts = parts[:1]
+    all_embeddings, all_labels = zip(*parts, strict=True)
+    return torch.cat(all_embeddings).to(device), torch.cat(all_labels).to(device)
+
+
+def paired(embeddings_NE: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """(distances, labels) of the held-out rows whose pairs are scored."""
+    places = spread(len(labels_N), PAIRED_ROWS, labels_N.device)
+    chosen = embeddings_NE[places].double()
+    return distances(chosen, chosen), labels_N[places]

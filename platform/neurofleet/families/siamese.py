@@ -8,7 +8,10 @@ and R references are B + R passes for B * R pairs.
 
 The references come out of the training rows, which `start` is given and which are no part of the weights.
 
-Shape suffixes: B rows, R references, E units of an embedding, N held-out rows.
+Without labels (`pairs: views`, self-supervised as in SimCLR, Chen et al. 2020) each row is a class of its own: it is
+seen twice, distorted by two draws, and its other view is of its kind while the references are not.
+
+Shape suffixes: B rows, R references, V views, E units of an embedding, N held-out rows.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,56 +29,34 @@ from neurofleet.errors import ConfigError, nearest
 from neurofleet.families import _pairs
 from neurofleet.families._base import Family, Objective
 from neurofleet.families._inner import StartsFromInputs, inner_network
+from neurofleet.families._layers import RandomErasing, fingerprints
+from neurofleet.families._references import References
 from neurofleet.families._supervised import SupervisedFamily, embedding_spec
 from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
 
-LOSSES = ("contrastive", "triplet", "ntxent")
-DRAW_SITE, TURN_SITE, PARTNER_SITE, HALVES_SITE = range(2000, 2004)  # beyond those of any encoder
+LOSSES = {"contrastive": _pairs.contrastive, "triplet": _pairs.triplet, "ntxent": _pairs.ntxent}
+PAIRS = ("labels", "views")
+DRAW_SITE, TURN_SITE, PARTNER_SITE, HALVES_SITE, ERASING_SITE = range(2000, 2005)  # beyond those of any encoder
 ENCODERS = ("cnn", "dbn", "mlp", "rnn", "spiking", "transformer")
 HELD_OUT_REFERENCES = 64  # what each held-out row's loss is measured against
-PAIRED_ROWS = 2048  # of held-out rows; all their pairs are scored
+VIEWED_ROWS = 8  # of training, to see whether views differ at all
 SHOWN_PAIRS, SHOWN_POINTS = 4000, 400  # of the pictures
-
-
-class References:
-    """The training rows by class, to draw from."""
-
-    def __init__(self, inputs: Tensor, labels_N: Tensor) -> None:
-        self.inputs = inputs
-        self.order_N = labels_N.argsort(stable=True)
-        self.classes, self.counts = labels_N.unique(return_counts=True)
-        self.firsts = self.counts.cumsum(0) - self.counts
-        self.num_labels = int(self.classes[-1]) + 1
-
-    def draw(self, number: int, key: counter.Key) -> tuple[Tensor, Tensor]:
-        """(inputs, labels) of so many rows, spread evenly over the classes."""
-        slots_R = torch.arange(number, dtype=torch.int32, device=self.inputs.device)
-        draws_R2 = counter.uniform(key, slots_R, (2,), torch.float64)
-        return self._members((slots_R + draws_R2[:, 0]) / number, draws_R2[:, 1])
-
-    def partners(self, rows_B: Tensor, key: counter.Key) -> tuple[Tensor, Tensor]:
-        """(inputs, labels) of a row of any class for each row of a batch."""
-        draws_B2 = counter.uniform(key, rows_B, (2,), torch.float64)
-        return self._members(draws_B2[:, 0], draws_B2[:, 1])
-
-    def _members(self, quantiles_of_classes_R: Tensor, quantiles_R: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows at quantiles, in [0, 1), of the classes and of a class's rows."""
-        classes_R = (quantiles_of_classes_R * len(self.classes)).long()
-        places_R = self.firsts[classes_R] + (quantiles_R * self.counts[classes_R]).long()
-        return self.inputs[self.order_N[places_R]], self.classes[classes_R]
 
 
 class Siamese(Family):
     """An encoder of any family, and distances between what it says.
 
     In: what the encoder takes.  Out: [B, size], of length one if `normalize`.
-    Loss: of each row against the references of the step; of held-out rows against some of themselves.
+    Loss: of each row against the references of the step; of held-out rows against some of themselves.  Of two views,
+    the mean of what each is worth with the other and against the references.
     Scores of a pass over held-out rows, from all pairs: `auc` and `eer` of telling by the distance whether two are of
     one class, `one_shot` accuracy with a single example of each class.
 
     encoder:     a supervised family, built for a regression with `size` values; its own augmentation and dropout apply,
                  its own learning rule (a deep belief network's pretraining) does not
+    pairs:       labels, rows of a class belong together; or views, two views of a row do, and training reads no label
+                 (scores of held-out rows do).  Views differ by the encoder's augmentation and dropout, and by `erasing`
     size:        units of an embedding
     normalize:   whether embeddings are scaled to length one
     loss:        contrastive, triplet (both of Euclidean distances), or ntxent (of cosines)
@@ -88,6 +68,7 @@ class Siamese(Family):
                  stands on its head, where some (0 and 1 among digits) look as before
     halves:      share of the images that get the lower half of another in training, and are of the class of both: so
                  parts are told apart that no class of the training rows has alone
+    erasing:     side of a square of each image that training does not see, as a share of the image's own
     """
 
     kinds: ClassVar[frozenset[str]] = frozenset({"tabular", "image", "sequence"})
@@ -98,6 +79,7 @@ class Siamese(Family):
         *,
         spec: DataSpec,
         encoder: Callable[..., SupervisedFamily],
+        pairs: str,
         size: int,
         normalize: bool,
         loss: str,
@@ -106,6 +88,7 @@ class Siamese(Family):
         references: int,
         turns: int,
         halves: float,
+        erasing: float,
     ) -> None:
         super().__init__(spec=spec)
         if min(size, references) < 1:
@@ -114,6 +97,13 @@ class Siamese(Family):
             )
         if loss not in LOSSES:
             raise ConfigError(f"family.loss needs a known loss, got {loss!r}; {nearest(loss, LOSSES)}")
+        if pairs not in PAIRS:
+            raise ConfigError(f"family.pairs needs a known kind, got {pairs!r}; {nearest(pairs, PAIRS)}")
+        if pairs == "views" and (turns > 1 or halves > 0):
+            raise ConfigError(
+                f"family.turns and family.halves make classes out of labels, got turns={turns}, halves={halves} with "
+                "pairs=views; set them to 1 and 0.0"
+            )
         if not (margin > 0 and temperature > 0):
             raise ConfigError(
                 f"Siamese needs a positive margin and temperature, got margin={margin}, temperature={temperature}"
@@ -129,6 +119,7 @@ class Siamese(Family):
         inner = embedding_spec(spec, size)
         self.encoder = inner_network(encoder, inner, key="encoder", fitting=ENCODERS, has_rows=True)
         self.output_names = inner.targets
+        self.pairs = pairs
         self.normalize = normalize
         self.loss_name = loss
         self.margin = margin
@@ -136,13 +127,27 @@ class Siamese(Family):
         self.num_references = references
         self.turns = turns
         self.halves = halves
+        self.erase = RandomErasing(erasing, spec, site=ERASING_SITE)
         self.references: References | None = None
-        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # embeddings and labels of held-out rows, by stage
+        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # embeddings [N, V, E] and labels, by stage
 
     def start(self, batch: Batch) -> None:
-        self.references = References(batch[0], self._labels(batch[1]))
+        self.references = References(batch[0], self._kinds(batch))
         if isinstance(self.encoder, StartsFromInputs):
             self.encoder.start_from(batch[0])
+        if self.pairs == "views":
+            self._need_views(batch[0][:VIEWED_ROWS])
+
+    @torch.no_grad()
+    def _need_views(self, inputs: Tensor) -> None:
+        rows = torch.arange(len(inputs), dtype=torch.int32, device=inputs.device)
+        context = Context(0, 0, 1.0, rows, training=True, measure=False)
+        first, second = (self(self._distort(inputs, one), one) for one in (context, self._again(context)))
+        if torch.equal(first, second):
+            raise ConfigError(
+                "family.pairs=views needs views that differ, got a training that distorts nothing; raise "
+                "family.encoder.augmentation or family.erasing (images), or family.encoder.dropout"
+            )
 
     def features(self, inputs: Tensor, context: Context | None = None) -> Tensor:
         """The encoder's: the projection to an embedding forgets what does not tell pairs apart, and what is before it
@@ -162,24 +167,40 @@ class Siamese(Family):
         """Class indices or identities, [B]; those of a binary task come as one column of floats."""
         return targets.flatten().long()
 
+    def _kinds(self, batch: Batch) -> Tensor:
+        """What is of a kind has the same number, [B]; without labels a row is so with itself alone."""
+        return self._labels(batch[1]) if self.pairs == "labels" else fingerprints(batch[0]).long()
+
+    def _distort(self, inputs: Tensor, context: Context) -> Tensor:
+        return self.erase(self.encoder.augment(inputs, context), context)
+
+    def _again(self, context: Context) -> Context:
+        """The rows' second views draw apart from the first, and from references."""
+        return dataclasses.replace(context, rows=-1 - self.num_references - context.rows)
+
     def objective(self, batch: Batch, context: Context) -> Objective:
-        inputs, labels_B = batch[0], self._labels(batch[1])
+        inputs, kinds_B = batch[0], self._kinds(batch)
         if not context.training:
-            return Objective(self._held_out_loss(self(inputs, context), labels_B))
+            return Objective(self._held_out_loss(self._embed(inputs, context), self._labels(batch[1])))
         if self.references is None:
             raise ConfigError("Siamese needs the training rows to draw references from; call family.start(rows)")
-        drawn, labels_R = self.references.draw(self.num_references, context.key(DRAW_SITE))
-        # One pass for both.  References have rows of their own, below zero, so that they draw apart from the batch.
+        drawn, kinds_R = self.references.draw(self.num_references, context.key(DRAW_SITE))
+        # One pass for all.  References have rows of their own, below zero, so that they draw apart from the batch.
         slots_R = -1 - torch.arange(self.num_references, dtype=torch.int32, device=inputs.device)
-        joint = dataclasses.replace(context, rows=torch.cat([context.rows, slots_R]))
-        seen, labels = self._join_halves(torch.cat([inputs, drawn]), torch.cat([labels_B, labels_R]), joint)
-        seen, labels = self._turn(seen, labels, joint)
-        embeddings = self(self.encoder.augment(seen, joint), joint)
-        num_rows = len(inputs)
-        rows_BE, references_RE = embeddings[:num_rows], embeddings[num_rows:]
-        same_BR = labels[:num_rows].unsqueeze(1) == labels[num_rows:]
-        losses_B = self._losses(rows_BE, references_RE, same_BR, ~same_BR)
-        return Objective(losses_B.mean(), self._quick_metrics(rows_BE, references_RE, same_BR, context))
+        seen, rows = [inputs, drawn], [context.rows, slots_R]
+        if self.pairs == "views":
+            seen, rows = [*seen, inputs], [*rows, self._again(context).rows]
+        joint = dataclasses.replace(context, rows=torch.cat(rows))
+        images, kinds = torch.cat(seen), torch.cat([kinds_B, kinds_R])
+        images, kinds = self._turn(*self._join_halves(images, kinds, joint), joint)
+        embeddings = self(self._distort(images, joint), joint)
+        rows_BE, references_RE, views_BE = embeddings.tensor_split((len(inputs), len(inputs) + len(drawn)))
+        same_BR = kinds[: len(inputs)].unsqueeze(1) == kinds[len(inputs) :]
+        own_BE = views_BE if self.pairs == "views" else None
+        losses_B = self._losses(rows_BE, references_RE, same_BR, ~same_BR, own_BE)
+        if own_BE is not None:  # either view may ask for the other
+            losses_B = (losses_B + self._losses(own_BE, references_RE, same_BR, ~same_BR, rows_BE)) / 2
+        return Objective(losses_B.mean(), self._quick_metrics(rows_BE, references_RE, same_BR, own_BE, context))
 
     def _join_halves(self, images: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         if self.halves == 0:
@@ -200,20 +221,28 @@ class Siamese(Family):
             turned = torch.where((turns == quarters).view(-1, 1, 1, 1), images.rot90(quarters, (2, 3)), turned)
         return turned, self.turns * labels + turns
 
-    def _losses(self, rows_BE: Tensor, references_RE: Tensor, same_BR: Tensor, other_BR: Tensor) -> Tensor:
-        if self.loss_name == "ntxent":
-            similarities = F.normalize(rows_BE, dim=1) @ F.normalize(references_RE, dim=1).T
-            return _pairs.ntxent(similarities, same_BR, other_BR, self.temperature)
-        loss = _pairs.contrastive if self.loss_name == "contrastive" else _pairs.triplet
-        return loss(_pairs.distances(rows_BE, references_RE), same_BR, other_BR, self.margin)
+    def _losses(
+        self, rows_BE: Tensor, references_RE: Tensor, same_BR: Tensor, other_BR: Tensor, views_BE: Tensor | None = None
+    ) -> Tensor:
+        """Of each row against all references, and against another view of its own if there is one: [B]."""
+        cosines = self.loss_name == "ntxent"
+        measured_BR = (_pairs.cosines if cosines else _pairs.distances)(rows_BE, references_RE)
+        if views_BE is not None:
+            own_B = (F.cosine_similarity if cosines else _pairs.own_distances)(rows_BE, views_BE)
+            measured_BR = torch.cat([own_B.unsqueeze(1), measured_BR], dim=1)
+            same_BR, other_BR = F.pad(same_BR, (1, 0), value=True), F.pad(other_BR, (1, 0), value=False)
+        return LOSSES[self.loss_name](measured_BR, same_BR, other_BR, self.temperature if cosines else self.margin)
 
     @staticmethod
-    def _quick_metrics(rows_BE: Tensor, references_RE: Tensor, same_BR: Tensor, context: Context) -> dict[str, Tensor]:
+    def _quick_metrics(
+        rows_BE: Tensor, references_RE: Tensor, same_BR: Tensor, views_BE: Tensor | None, context: Context
+    ) -> dict[str, Tensor]:
         if not context.measure:
             return {}
         distances_BR = _pairs.distances(rows_BE.detach(), references_RE.detach())
+        same_B = _pairs.mean_where(distances_BR, same_BR, 1)
         return {
-            "distance_same": _pairs.mean_where(distances_BR, same_BR, 1),
+            "distance_same": same_B if views_BE is None else _pairs.own_distances(rows_BE, views_BE).detach(),
             "distance_different": _pairs.mean_where(distances_BR, ~same_BR, 1),
         }
 
@@ -223,62 +252,49 @@ class Siamese(Family):
     def score_names(self) -> list[str]:
         return ["loss", "auc", "eer", "one_shot"]
 
-    def _held_out_loss(self, embeddings_NE: Tensor, labels_N: Tensor) -> Tensor:
-        places_R = spread(len(labels_N), HELD_OUT_REFERENCES, labels_N.device)
+    def _embed(self, inputs: Tensor, context: Context) -> Tensor:
+        """Held-out rows as they are, and two views of each where these are what is learnt from: [N, V, E]."""
+        if self.pairs == "labels":
+            return self(inputs, context).unsqueeze(1)
+        drawing = dataclasses.replace(context, training=True)
+        views = (self._distort(inputs, one) for one in (drawing, self._again(drawing)))
+        return torch.stack([self(one, context) for one in (inputs, *views)], dim=1)
+
+    def _held_out_loss(self, embeddings_NVE: Tensor, labels_N: Tensor) -> Tensor:
+        places_R = _pairs.spread(len(labels_N), HELD_OUT_REFERENCES, labels_N.device)
         itself_NR = torch.arange(len(labels_N), device=labels_N.device).unsqueeze(1) == places_R
+        embeddings_NE, *views = embeddings_NVE.unbind(1)
+        if views:
+            return self._losses(views[0], views[1][places_R], itself_NR, ~itself_NR, views[1]).mean()
         same_NR = labels_N.unsqueeze(1) == labels_N[places_R]
         return self._losses(embeddings_NE, embeddings_NE[places_R], same_NR & ~itself_NR, ~same_NR).mean()
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
-        seen = self(batch[0], self._context(batch, 0, training=False)).detach(), self._labels(batch[1])
+        seen = self._embed(batch[0], self._context(batch, 0, training=False)).detach(), self._labels(batch[1])
         self._seen.setdefault(stage, []).append(seen)
 
     def _scores_of(self, stage: str) -> dict[str, Tensor]:
-        embeddings_NE, labels_N = gathered(*(torch.cat(column) for column in zip(*self._seen.pop(stage), strict=True)))
-        scores = {"loss": self._held_out_loss(embeddings_NE, labels_N)}
-        distances_NN, labels_N = _paired(embeddings_NE, labels_N)
+        embeddings_NVE, labels_N = _pairs.gathered(
+            *(torch.cat(column) for column in zip(*self._seen.pop(stage), strict=True))
+        )
+        scores = {"loss": self._held_out_loss(embeddings_NVE, labels_N)}
+        distances_NN, labels_N = _pairs.paired(embeddings_NVE[:, 0], labels_N)
         curve = _pairs.roc(*_pairs.all_pairs(distances_NN, labels_N))
         return scores | {"auc": curve.auc, "eer": curve.eer[0], "one_shot": _pairs.one_shot(distances_NN, labels_N)}
 
     def exhibits(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        pairs_P, same_P = _pairs.all_pairs(*_paired(self(batch[0]), self._labels(batch[1])))
+        pairs_P, same_P = _pairs.all_pairs(*_pairs.paired(self(batch[0]), self._labels(batch[1])))
         if not bool(same_P.any()) or bool(same_P.all()):
             return {}
         curve = _pairs.roc(pairs_P, same_P)
         kinds = {"same": pairs_P[same_P], "different": pairs_P[~same_P]}
         shown = {
-            name: values.sort().values[spread(len(values), SHOWN_PAIRS, values.device)]
+            name: values.sort().values[_pairs.spread(len(values), SHOWN_PAIRS, values.device)]
             for name, values in kinds.items()
         }
-        points_T = spread(len(curve.thresholds), SHOWN_POINTS, pairs_P.device)
+        points_T = _pairs.spread(len(curve.thresholds), SHOWN_POINTS, pairs_P.device)
         rates = {"false_positive_rate": curve.false_positive_rate, "true_positive_rate": curve.true_positive_rate}
         return {
             "pair_distances": shown | {"threshold": curve.eer[1]},
             "roc": {name: rate[points_T] for name, rate in rates.items()} | {"auc": curve.auc, "eer": curve.eer[0]},
         }
-
-
-def spread(length: int, most: int, device: torch.device) -> Tensor:
-    """All places of range(length), or so many of them, evenly."""
-    return torch.arange(min(length, most), device=device) * length // min(length, most)
-
-
-def gathered(embeddings_NE: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The held-out rows of all workers, [N, E] and [N], on each."""
-    if not dist.is_initialized():
-        return embeddings_NE, labels_N
-    num_workers, device = dist.get_world_size(), labels_N.device
-    parts: list[tuple[Tensor, Tensor]] = [(embeddings_NE, labels_N)] * num_workers
-    dist.all_gather_object(parts, (embeddings_NE.cpu(), labels_N.cpu()))
-    alike = all(torch.equal(own, other) for part in parts for own, other in zip(part, parts[0], strict=True))
-    if alike and len(parts[0][1]) < num_workers:  # workers that outnumber the rows have all of them each
-        parts = parts[:1]
-    all_embeddings, all_labels = zip(*parts, strict=True)
-    return torch.cat(all_embeddings).to(device), torch.cat(all_labels).to(device)
-
-
-def _paired(embeddings_NE: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """(distances, labels) of the held-out rows whose pairs are scored."""
-    places = spread(len(labels_N), PAIRED_ROWS, labels_N.device)
-    chosen = embeddings_NE[places].double()
-    return _pairs.distances(chosen, chosen), labels_N[places]

@@ -19,7 +19,11 @@ from neurofleet.run import Result, plan
 from neurofleet.spec import DataSpec
 from neurofleet.transfer import evidence, order
 
-MADE_BY = {"models:/mnist5k-cnn/latest": "mnist5k_cnn", "models:/mnist5k-autoencoder/latest": "mnist5k_autoencoder"}
+MADE_BY = {
+    "models:/mnist5k-cnn/latest": "mnist5k_cnn",
+    "models:/mnist5k-autoencoder/latest": "mnist5k_autoencoder",
+    "models:/mnist5k-siamese/latest": "mnist5k_siamese_views",
+}
 
 
 @functools.cache
@@ -86,4 +90,5 @@ ROWS = (
     row(
         "mnist5k_from_autoencoder", "gain", 0.10, lambda _: pooled(("experiment=mnist5k_from_autoencoder",)).difference
     ),
+    row("mnist5k_from_views", "gain", 0.10, lambda _: pooled(("experiment=mnist5k_from_views",)).difference),
 )
