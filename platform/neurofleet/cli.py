@@ -61,20 +61,31 @@ def tune(overrides: tuple[str, ...]) -> None:
 
 
 @neurofleet.command(context_settings=RAW)
+@click.option("--name", help="who submits the same under the same name gets the same job")
+@click.option("--priority", default=0, show_default=True, help="the highest starts first; then the oldest")
+@click.option("--detach", is_flag=True, help="do not follow the job")
+@click.option("--json", "as_json", is_flag=True, help="print the job as JSON, and do not follow it")
 @click.argument("pipeline")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-def submit(pipeline: str, overrides: tuple[str, ...]) -> None:
+def submit(
+    name: str | None, priority: int, detach: bool, as_json: bool, pipeline: str, overrides: tuple[str, ...]
+) -> None:
     """Send a pipeline to the platform: neurofleet submit train family=cnn data=mnist5k
 
-    Takes what the pipeline's own verb takes, follows the job, and ends with its exit code; Ctrl-C leaves it running.
+    Takes what the pipeline's own verb takes, or a script in pipelines/, follows the job, and ends with its exit code;
+    Ctrl-C leaves it running.
     """
-    if pipeline not in _pipelines():
-        raise ConfigError(f"there is no pipeline {pipeline!r} to submit; {nearest(pipeline, _pipelines())}")
-    check = {"tune": _check_study, "finetune": _check_finetuning}.get(pipeline, _check_run)
-    check(list(overrides))  # a mistake shows here, not in a job's log
-    from neurofleet import cluster
+    from neurofleet.submit import submit as send  # a mistake shows here, not in a job's log
 
-    sys.exit(cluster.submit([pipeline, *overrides]))
+    job = send(pipeline, overrides, key=name, priority=priority)
+    from neurofleet.cluster import board, jobs
+
+    if as_json:
+        board.print_json(board.row(job))
+        return
+    print(f"submitted {jobs.describe(job)}", flush=True)
+    if not detach:
+        sys.exit(jobs.follow(job.id))
 
 
 @neurofleet.group()
@@ -190,65 +201,74 @@ def down() -> None:
     cluster.down()
 
 
-@neurofleet.group()
-def jobs() -> None:
-    """Submitted jobs: logs ID"""
+@neurofleet.group(invoke_without_command=True)
+@click.option("--all", "every", is_flag=True, help="all that ever ended, not the last few")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_context
+def jobs(context: click.Context, every: bool, as_json: bool) -> None:
+    """What was submitted: jobs, jobs show|logs|stop|retry ID"""
+    if context.invoked_subcommand is not None:
+        return
+    from neurofleet.cluster import board
+
+    (board.print_json if as_json else board.print_listing)(board.listing(every=every))
+
+
+@jobs.command("show")
+@click.argument("job_id")
+@click.option("--json", "as_json", is_flag=True)
+def jobs_show(job_id: str, as_json: bool) -> None:
+    """How a job came to be what it is; of one that failed the cause and what to do."""
+    from neurofleet.cluster import board
+
+    (board.print_json if as_json else board.print_details)(board.details(job_id))
 
 
 @jobs.command("logs")
 @click.argument("job_id")
 @click.option("-f", "--follow", is_flag=True, help="until the job ends; then exit with its code")
-def jobs_logs(job_id: str, follow: bool) -> None:
+@click.option("--json", "as_json", is_flag=True)
+def jobs_logs(job_id: str, follow: bool, as_json: bool) -> None:
     """What a job has printed."""
-    from neurofleet import cluster
+    from neurofleet.cluster import board
+    from neurofleet.cluster import jobs as submitted
 
-    if follow:
-        sys.exit(cluster.follow(job_id))
-    cluster.show_log(job_id)
-
-
-def _check_run(overrides: list[str]) -> None:
-    from neurofleet import experiment as experiments
-    from neurofleet.data import catalog
-
-    experiment = experiments.compose(overrides)
-    resume = next((override.removeprefix("resume=") for override in overrides if override.startswith("resume=")), None)
-    if resume is None:
-        catalog.need(experiment["data"])
+    if as_json:
+        board.print_json(submitted.log(job_id))
+    elif follow:
+        sys.exit(submitted.follow(job_id))
     else:
-        from neurofleet.launch.record import resumed
-
-        resumed(resume, experiment, overrides)
+        submitted.show_log(job_id)
 
 
-def _check_finetuning(overrides: list[str]) -> None:
-    from neurofleet import experiment as experiments
-    from neurofleet.data import catalog
-    from neurofleet.launch.record import resumed
-    from neurofleet.release import bases
-    from neurofleet.transfer import order as orders
+@jobs.command("stop")
+@click.argument("job_id")
+@click.option("--json", "as_json", is_flag=True)
+def jobs_stop(job_id: str, as_json: bool) -> None:
+    """End a job in good order: it saves a checkpoint first."""
+    from neurofleet.cluster import board
+    from neurofleet.cluster import jobs as submitted
 
-    settings = experiments.plain(experiments.composed("finetune", overrides))
-    if settings["resume"] is not None:
-        orders.resumed(resumed(str(settings["resume"]), settings, overrides))
-        return
-    catalog.need(settings["data"])
-    orders.Start(bases.named(settings["base"])).order(settings)
-
-
-def _check_study(overrides: list[str]) -> None:
-    from neurofleet.study import finder, session
-
-    if finder.asked(overrides):
-        finder.order(overrides)
+    job = submitted.stop(job_id)
+    if as_json:
+        board.print_json(board.row(job))
     else:
-        from neurofleet.release.bases import resolve
-
-        session.begin(session.order(overrides, resolve))
+        print(f"{job.id} is {job.state}{', and asked to stop' if job.state == 'RUNNING' else ''}")
 
 
-def _pipelines() -> list[str]:
-    return sorted(path.stem for path in paths.shipped("pipelines").glob("*.py") if path.stem != "prepare")
+@jobs.command("retry")
+@click.argument("job_id")
+@click.option("--json", "as_json", is_flag=True)
+def jobs_retry(job_id: str, as_json: bool) -> None:
+    """The same run goes on from its last checkpoint."""
+    from neurofleet.cluster import board
+    from neurofleet.cluster import jobs as submitted
+
+    job = submitted.retry(job_id)
+    if as_json:
+        board.print_json(board.row(job))
+    else:
+        print(f"{job.id} is {job.state}; see it with: neurofleet jobs logs -f {job.id}")
 
 
 def _script(name: str, arguments: tuple[str, ...]) -> None:

@@ -11,7 +11,8 @@
         ├── StoppedError            a signal ended it in good order, with a checkpoint; exit code 128 + signal
         ├── DivergedError           the loss became NaN or infinite
         ├── CheckpointError         no checkpoint passes its hash
-        └── WorkerError             a training worker died or raised
+        └── WorkerError             a training worker raised
+            └── LostWorkerError     it was lost: killed, or with its node
 
 A message reads: requirement, what was got, remedy.  All of them pickle, since Ray carries them between processes.
 """
@@ -20,10 +21,16 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
+import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterable, Iterator
+
+OUTCOME = "NEUROFLEET_OUTCOME"
+"""where a process that is a job writes what it died of; see `exit_on_error`"""
 
 
 class NeurofleetError(Exception):
@@ -90,6 +97,10 @@ class WorkerError(RunError):
     pass
 
 
+class LostWorkerError(WorkerError):
+    pass
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3, prefix: str = "") -> str:
     """A hint that ends an error about an unknown name: the closest known names, or all of them if none is close.
 
@@ -104,17 +115,47 @@ def nearest(name: str, known: Iterable[str], count: int = 3, prefix: str = "") -
 
 @contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
-    """End the process as the command line promises: one message, no traceback, the error's own exit code."""
+    """End the process as the command line promises: one message, no traceback, the error's own exit code.
+
+    In a job, `OUTCOME` in the environment names a file that then says what it died of: error, message, traceback,
+    exit_code, step, raised_by.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except NeurofleetError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        _leave_outcome(error, error.exit_code)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr, flush=True)
+        _leave_outcome(error, 130)
         sys.exit(130)
+    except Exception as error:
+        _leave_outcome(error, 1)
+        raise
+
+
+def _leave_outcome(error: BaseException, exit_code: int) -> None:
+    place = os.environ.get(OUTCOME)
+    if not place:
+        return
+    message, _, rest = str(error).partition("\n")  # a worker's error brings the worker's own traceback along
+    known = isinstance(error, NeurofleetError | KeyboardInterrupt)
+    outcome = {
+        "error": type(error).__name__,
+        "message": message,
+        "traceback": rest if known else "".join(traceback.format_exception(error)),
+        "exit_code": exit_code,
+        "step": getattr(error, "step", None),
+        "raised_by": getattr(error, "raised_by", ""),
+    }
+    with contextlib.suppress(OSError):  # a full disk may be what it died of
+        written = f"{place}.new"
+        with open(written, "w") as file:
+            json.dump(outcome, file)
+        os.replace(written, place)
 
 
 def _terminate(number: int, frame: object) -> None:

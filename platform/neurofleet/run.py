@@ -99,7 +99,8 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
     """Train, evaluate, and leave the weights in `folder`.
 
     tracker: where measurements go; on rank 0 only
-    folder:  the run's own; with `resume`, its last good checkpoint is where training goes on
+    folder:  the run's own; with `resume`, its last good checkpoint is where training goes on, or its beginning where
+             there is none yet
 
     Raises:
         UserError: the experiment cannot be run as it stands; nothing was written.
@@ -120,6 +121,7 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
     elif group.is_writer:
         folder.mkdir(parents=True, exist_ok=True)
         experiments.save(planned.experiment, folder / "experiment.yaml")
+    if group.is_writer:  # a submitted run has its experiment before it begins, and this now
         planned.data.spec.save(folder / "spec.json")
     with contextlib.closing(planned.supply), threads(planned.config.num_threads), workers.quiet_lightning():
         stopper = _stopper(planned.config)

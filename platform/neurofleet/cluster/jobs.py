@@ -1,168 +1,226 @@
-"""Jobs: the same command that runs here runs on the cluster, through Ray Jobs, and its progress is drawn here.
+"""Jobs as who submits them sees them: they go into the ledger, where the keeper finds them; their log is shown here.
 
-The project folder is used in place (a local cluster sees the same disk), the job's working directory is the project,
-and the platform's environment goes along.  Only this module knows Ray's job client.
+The project folder is used in place (a cluster's machines see the same disk), the attempts' working directory is the
+project, and the platform's environment goes along.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import contextlib
+import fcntl
+import hashlib
 import os
-import re
 import shlex
+import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from neurofleet import paths, progress
+from neurofleet.cluster import logs, state
 from neurofleet.cluster import platform as platforms
-from neurofleet.cluster import state
-from neurofleet.errors import ConfigError, RunError, UnreachableError
-from neurofleet.launch import authentication, passed_on
+from neurofleet.cluster.engine import Engine
+from neurofleet.cluster.job import ENDS, RUNNING, SUCCEEDED, Job, Order
+from neurofleet.cluster.keeper import is_kept
+from neurofleet.cluster.ledger import Ledger
+from neurofleet.errors import RunError, UnreachableError
 
-if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
-
-# What Ray itself writes at the head of every log.
-RAYS_OWN = re.compile(r"INFO job_manager\.py|^Running entrypoint for job ")
-COMMAND = [sys.executable, "-m", "neurofleet.cli"]
-PATIENCE = 20.0  # seconds that Ray may take from the end of a log to the end of its job
+PAUSE = 0.2  # seconds between two looks at a log
+WAITING_SAID = 2.0  # seconds after which a job that waits is said to wait
+PATIENCE = 10.0  # seconds without a keeper before somebody who follows a job gives up
 
 
-def submit(arguments: Sequence[str]) -> int:
-    """Run `neurofleet ARGUMENTS` on the cluster and follow it; returns the exit code of the pipeline.
+def address() -> str:
+    """The cluster that the environment names; empty for the platform's own.
 
     Raises:
-        UnreachableError: no platform is up, or RAY_ADDRESS does not answer.
+        UnreachableError: it does not answer, or no platform is up.
     """
-    client = _client()
-    command = shlex.join([*COMMAND, *arguments])
-    job_id = client.submit_job(
-        entrypoint=f"cd {shlex.quote(str(paths.project()))} && exec {command}",
-        runtime_env={"env_vars": passed_on()},
-        metadata={"command": shlex.join(arguments)},
-    )
-    print(f"submitted {job_id}: {shlex.join(arguments)}", flush=True)
-    return _follow(client, job_id)
+    named = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or ""
+    if named:
+        Engine(named).client()
+        return named
+    platform = state.load()
+    if platform is None or not platforms.is_up(platform, "ray"):
+        raise UnreachableError("submit needs a running platform, and none is up here; start it with: neurofleet up")
+    return ""
+
+
+@contextlib.contextmanager
+def naming(key: str | None) -> Iterator[Job | None]:
+    """One submission under a name at a time; yields the job that has the name already."""
+    if key is None:
+        yield None
+        return
+    place = paths.home() / "jobs"
+    place.mkdir(parents=True, exist_ok=True)
+    with open(place / f".{hashlib.sha256(key.encode()).hexdigest()[:16]}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with Ledger() as book:
+            yield book.named(key)
+
+
+def submit(order: Order, *, key: str | None = None, priority: int = 0) -> Job:
+    """Put an order into the ledger, durably, and see that somebody keeps it."""
+    with Ledger() as book:
+        job, _ = book.submit(order, key=key, priority=priority)
+    if order.address and not is_kept():
+        _start_keeper()
+    return job
+
+
+def _start_keeper() -> None:
+    """For a cluster that no `up` started here: it goes when nothing waits or runs any more."""
+    log = paths.home() / "logs" / "keeper.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as words:
+        subprocess.Popen(
+            [sys.executable, "-m", "neurofleet.cluster.keeper", "--until-idle"],
+            stdin=subprocess.DEVNULL,
+            stdout=words,
+            stderr=words,
+            start_new_session=True,
+        )
+
+
+def find(job_id: str) -> Job:
+    """Raises ConfigError where there is none."""
+    with Ledger() as book:
+        return book.find(job_id)
+
+
+def stop(job_id: str) -> Job:
+    """Ask a job to end in good order: SIGTERM, a checkpoint, its run KILLED."""
+    with Ledger() as book:
+        return book.ask_stop(book.find(job_id))
+
+
+def retry(job_id: str) -> Job:
+    """The same run goes on from its last checkpoint, with a fresh budget of retries."""
+    with Ledger() as book:
+        job = book.retry(book.find(job_id))
+    if job.order.address and not is_kept():
+        _start_keeper()
+    return job
 
 
 def follow(job_id: str) -> int:
     """Show a job's log from its beginning, its progress as a bar, until it ends; returns its exit code."""
-    client = _client()
-    _need_job(client, job_id)
-    return _follow(client, job_id)
+    job = find(job_id)
+    try:
+        for line in _lines(job):
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        print(f"\ndetached; the job goes on. See it again with: {_again(job.id)}", flush=True)
+        print(f"To end it: neurofleet jobs stop {job.id}", flush=True)
+        return 130
+    return exit_code(find(job.id))
+
+
+def exit_code(job: Job) -> int:
+    """What the pipeline ended with; says so unless that is 0."""
+    if job.state == SUCCEEDED:
+        return 0
+    code = job.exit_code if job.exit_code is not None and job.exit_code > 0 else 1
+    print(f"job {job.id} {job.state.lower()}" + (f" with exit code {code}" if job.exit_code else ""))
+    print(f"why, and what to do: neurofleet jobs show {job.id}", flush=True)
+    return code
 
 
 def show_log(job_id: str) -> None:
-    """Print what a job wrote so far."""
-    client = _client()
-    _need_job(client, job_id)
-    lines = client.get_job_logs(job_id).splitlines()
-    print("\n".join(line for line in lines if not RAYS_OWN.search(line)), flush=True)
+    """Print what a job wrote so far, without its lines of progress."""
+    job = find(job_id)
+    with contextlib.suppress(FileNotFoundError), logs.path(job.id).open(errors="replace") as log:
+        for line in log:
+            if progress.parse(line) is None:
+                print(line, end="", flush=True)
 
 
-def _need_job(client: JobSubmissionClient, job_id: str) -> None:
-    try:
-        client.get_job_info(job_id)
-    except RuntimeError as error:
-        if "404" not in str(error):
-            raise
-        raise ConfigError(f"no job {job_id!r} on this cluster; `neurofleet status` lists the running ones") from None
+def log(job_id: str) -> dict[str, object]:
+    """What a job wrote so far, as plain values."""
+    job = find(job_id)
+    path = logs.path(job.id)
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return {"id": job.id, "log": str(path), "lines": lines}
 
 
-def _client() -> JobSubmissionClient:
-    platform = state.load()
-    address = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
-    if not address:
-        if platform is None or not platforms.is_up(platform, "ray"):
-            raise UnreachableError("submit needs a running platform, and none is up here; start it with: neurofleet up")
-        address = platform.dashboard
-        os.environ.update(authentication())
-    from ray.job_submission import JobSubmissionClient
-
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # how its connection closed
-    try:
-        return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UnreachableError(
-            f"submit needs the Jobs API of Ray at {address}, which does not answer ({reason}); mend RAY_ADDRESS, or "
-            "unset it and start a platform here with: neurofleet up"
-        ) from None
-
-
-def _follow(client: JobSubmissionClient, job_id: str) -> int:
-    try:
-        for line in _lines(client, job_id):
-            print(line, flush=True)
-        return _exit_code(client, job_id)
-    except KeyboardInterrupt:
-        print(f"\ndetached; the job goes on. See it again with: {_again(job_id)}", flush=True)
-        return 130
-
-
-def _lines(client: JobSubmissionClient, job_id: str) -> Iterator[str]:
-    """The job's log, line by line, without the progress lines: those move a bar while they come."""
+def _lines(job: Job) -> Iterator[str]:
+    """The job's log, line by line, until it ends; progress moves a bar instead."""
     bar: progress.Bar | None = None
-    pieces = client.tail_job_logs(job_id)
-    rest = ""
-
-    async def next_piece() -> str:
-        return await anext(pieces)
-
-    runner = asyncio.Runner()
+    path, position, rest = logs.path(job.id), 0, ""
+    watch = _Watch(job)
     try:
         while True:
-            try:
-                piece = runner.run(next_piece())
-            except StopAsyncIteration:
-                break
-            except (RuntimeError, OSError) as error:
-                raise _lost(job_id, error) from None
-            *lines, rest = (rest + piece).replace("\r\n", "\n").split("\n")
-            for line in lines:
-                seen = progress.parse(line)
-                if seen is None:
-                    if not RAYS_OWN.search(line):
+            ended = watch.has_ended()  # before the last look at the log
+            if path.exists():
+                with path.open("rb") as log:
+                    log.seek(position)
+                    piece = log.read()
+                position += len(piece)
+                *lines, rest = (rest + piece.decode(errors="replace")).replace("\r\n", "\n").split("\n")
+                for line in lines:
+                    seen = progress.parse(line)
+                    if seen is None:
                         yield line
-                    continue
-                if bar is None:
-                    bar = progress.Bar("training")
-                    bar.__enter__()
-                bar.update(seen)
+                        continue
+                    if bar is None:
+                        bar = progress.Bar("training")
+                        bar.__enter__()
+                    bar.update(seen)
+            if ended:
+                break
+            time.sleep(PAUSE)
         if rest:
             yield rest
     finally:
         if bar is not None:
             bar.__exit__(None, None, None)
-        runner.close()
+        watch.book.__exit__()
 
 
-def _exit_code(client: JobSubmissionClient, job_id: str) -> int:
-    deadline = time.monotonic() + PATIENCE
-    try:
-        while not (info := client.get_job_info(job_id)).status.is_terminal() and time.monotonic() < deadline:
-            time.sleep(0.2)
-    except (RuntimeError, OSError) as error:
-        raise _lost(job_id, error) from None
-    if str(info.status) == "SUCCEEDED":
-        return 0
-    if not info.status.is_terminal():
-        raise RunError(f"job {job_id} still runs, and its log has ended; see it again with: {_again(job_id)}")
-    code = info.driver_exit_code
-    print(f"job {job_id} {str(info.status).lower()}" + (f" with exit code {code}" if code else f": {info.message}"))
-    print(f"its log again: neurofleet jobs logs {job_id}", flush=True)
-    return code if code is not None and code > 0 else 1
+class _Watch:
+    """Looks whether a job has ended, whether it waits, and whether anybody takes care of it."""
+
+    def __init__(self, job: Job) -> None:
+        self.book = Ledger()
+        self.job = job
+        self.began = self.kept_at = time.monotonic()
+        self.said = ""
+
+    def has_ended(self) -> bool:
+        job = self.job = self.book.find(self.job.id)
+        if job.state in ENDS:
+            return True
+        now = time.monotonic()
+        if is_kept():
+            self.kept_at = now
+        elif now - self.kept_at > PATIENCE:
+            raise RunError(
+                f"nobody takes care of job {job.id}, which is {job.state}: the platform is down; it goes on after "
+                f"`neurofleet up`, and is seen again with: {_again(job.id)}"
+            )
+        if job.state != RUNNING and now - self.began > WAITING_SAID and self.said != job.state:
+            self.said = job.state
+            print(self._why(), flush=True)
+        elif job.state == RUNNING:
+            self.said, self.began = "", now
+        return False
+
+    def _why(self) -> str:
+        running = [one.id for one in self.book.jobs(RUNNING)]
+        ahead = [one.id for one in self.book.queue()]
+        place = ahead.index(self.job.id) if self.job.id in ahead else 0
+        return f"{self.job.id} waits; running: {', '.join(running) or 'none'}; before it in the queue: {place}"
 
 
 def _again(job_id: str) -> str:
     return f"neurofleet jobs logs -f {job_id}"
 
 
-def _lost(job_id: str, error: Exception) -> RunError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return RunError(
-        f"the connection to the cluster was lost ({reason}); the job may go on; see it again with: {_again(job_id)}"
-    )
+def entry(arguments: list[str]) -> list[str]:
+    """The command of an attempt that is a verb of this command line."""
+    return [sys.executable, "-m", "neurofleet.cli", *arguments]
+
+
+def describe(job: Job) -> str:
+    return f"{job.id}: {shlex.join([job.order.pipeline, *job.order.arguments])}"

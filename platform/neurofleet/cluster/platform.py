@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from types import FrameType
 
 from neurofleet import tracking
-from neurofleet.cluster import processes, servers, state
+from neurofleet.cluster import keeper, processes, servers, state
+from neurofleet.cluster.job import RUNNING
+from neurofleet.cluster.ledger import Ledger
 from neurofleet.cluster.state import Half, Platform
 from neurofleet.errors import ConfigError, ResourceError
 from neurofleet.launch import ensure_token, is_open
@@ -23,7 +25,7 @@ DEFAULTS = {"ray": 6379, "dashboard": 8265, "mlflow": 5000}
 
 
 def up(*, ray_port: int | None = None, dashboard_port: int | None = None, mlflow_port: int | None = None) -> Platform:
-    """Start the Ray head and the MLflow server, those of them that do not run, and wait until both answer.
+    """Start the Ray head, the MLflow server and the keeper of jobs, those that do not run; wait until all answer.
 
     Raises:
         ResourceError: a port is taken, by whom, and how to choose another.
@@ -51,21 +53,20 @@ def down() -> int:
         if platform is None:
             print("nothing is up", flush=True)
             return 0
-        for job in running_jobs(platform):
-            print(f"stopping the running job {job}", flush=True)
-        ended = _end(platform, ["ray", "mlflow"])
+        for job_id in running_jobs():
+            print(f"cutting the running job {job_id}", flush=True)
+        ended = _end(platform, ["keeper", "ray", "mlflow"])
         state.location().unlink()
+        if waiting := keeper.cut("the platform was taken down"):
+            print(f"{', '.join(job.id for job in waiting)}: to go on after the next `neurofleet up`", flush=True)
         print(f"the platform is down ({ended} processes ended)", flush=True)
         return ended
 
 
-def running_jobs(platform: Platform) -> list[str]:
-    """Ids of the submitted jobs that are not done; none where Ray does not answer any more."""
-    try:
-        jobs = servers.fetch(f"{platform.dashboard}/api/jobs/", servers.bearer())
-    except (OSError, ValueError):
-        return []
-    return [job["submission_id"] for job in jobs if job["submission_id"] and job["status"] in ("PENDING", "RUNNING")]
+def running_jobs() -> list[str]:
+    """Ids of the jobs that run."""
+    with Ledger() as book:
+        return [job.id for job in book.jobs(RUNNING)]
 
 
 def is_up(platform: Platform, name: str) -> bool:
@@ -73,7 +74,7 @@ def is_up(platform: Platform, name: str) -> bool:
     half: Half = getattr(platform, name)
     if half.foreign:
         return is_open(_door(half.address))
-    doors = [platform.mlflow.address] if name == "mlflow" else [platform.ray.address, platform.dashboard]
+    doors = {"mlflow": [platform.mlflow.address], "ray": [platform.ray.address, platform.dashboard]}.get(name, [])
     return (
         bool(half.processes)
         and len(processes.alive(half)) == len(half.processes)
@@ -86,7 +87,7 @@ def half_mark(platform: Platform, name: str) -> str:
 
 
 def _missing(platform: Platform | None) -> list[str]:
-    return [name for name in ("ray", "mlflow") if platform is None or not is_up(platform, name)]
+    return [name for name in state.NAMES if platform is None or not is_up(platform, name)]
 
 
 def _plan(platform: Platform | None, missing: list[str], asked: dict[str, int | None]) -> Platform:
@@ -158,7 +159,7 @@ def _door(address: str) -> str:
 
 def _start(platform: Platform, missing: list[str]) -> Platform:
     ensure_token()
-    makers = {"ray": servers.ray_head, "mlflow": servers.mlflow_server}
+    makers = {"ray": servers.ray_head, "mlflow": servers.mlflow_server, "keeper": servers.keeper}
     starting = {name: makers[name](platform) for name in missing if not getattr(platform, name).foreign}
     with _undone_on_error(platform, missing):
         platform.save()  # before anything runs: should this process be killed, `down` finds the marked ones
@@ -191,7 +192,7 @@ def _undone_on_error(platform: Platform, missing: list[str]) -> Iterator[None]:
         interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("not started; ending what was begun ...", flush=True)
         _end(platform, missing)
-        if len(missing) == 2:
+        if len(missing) == len(state.NAMES):
             state.location().unlink(missing_ok=True)
         signal.signal(signal.SIGINT, interrupt)
         raise

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from neurofleet import paths
+from neurofleet.cluster.keeper import is_kept
 from neurofleet.cluster.state import MARK, Platform
 from neurofleet.errors import ResourceError, RunError
 from neurofleet.launch import API_SERVER, LOOPBACK, authentication
@@ -131,6 +132,18 @@ def mlflow_server(platform: Platform) -> Server:
         # Not /health, which answers before the store was opened.
         ready=lambda: answers(f"{platform.mlflow.address}/api/2.0/mlflow/experiments/get?experiment_id=0"),
         patience=120,
+        goes_on=True,
+    )
+
+
+def keeper(platform: Platform) -> Server:
+    return Server(
+        name="the keeper of jobs",
+        command=[sys.executable, "-m", "neurofleet.cluster.keeper"],
+        environment=_environment(f"{platform.mark}-keeper") | {LOOPBACK: "0"},
+        log=paths.home() / "logs" / "keeper.log",
+        ready=is_kept,
+        patience=60,
         goes_on=True,
     )
 

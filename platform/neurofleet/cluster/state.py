@@ -1,4 +1,4 @@
-"""What `up` started, in `home()/platform.json`: addresses and processes of each half of the platform.
+"""What `up` started, in `home()/platform.json`: addresses and processes of each part of the platform.
 
 A process is known by its pid and the time it started, so that a number that the system gave to somebody else later is
 never taken for ours.  Every process that `up` starts also carries the platform's mark in its environment, which its
@@ -20,11 +20,12 @@ from neurofleet import paths
 from neurofleet.errors import ResourceError
 
 MARK = "NEUROFLEET_PLATFORM"
+NAMES = ("ray", "mlflow", "keeper")
 
 
 @dataclasses.dataclass
 class Half:
-    """One of the two: `ray` or `mlflow`.
+    """One part: `ray`, `mlflow`, or the `keeper` of jobs.
 
     address:   where users reach it; Ray's is host:port, MLflow's a URL
     session:   the session (in the sense of setsid) that its processes were started in
@@ -47,6 +48,7 @@ class Platform:
     ray_folder: str
     ray: Half
     mlflow: Half
+    keeper: Half = dataclasses.field(default_factory=lambda: Half(""))
 
     def save(self) -> None:
         file = location()
@@ -66,8 +68,8 @@ def load() -> Platform | None:
         stored = json.loads(location().read_text())
     except FileNotFoundError:
         return None
-    for name in ("ray", "mlflow"):
-        half = stored[name]
+    for name in NAMES:
+        half = stored.get(name, {"address": "", "processes": {}})  # an older platform has no keeper
         half["processes"] = {int(pid): begun for pid, begun in half["processes"].items()}  # keys of JSON are text
         stored[name] = Half(**half)
     return Platform(**stored)

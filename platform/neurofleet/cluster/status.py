@@ -15,11 +15,11 @@ def status() -> dict[str, Any]:
     platform = state.load()
     if platform is None:
         print("nothing is up; start with: neurofleet up")
-        return {"ray": {"up": False}, "mlflow": {"up": False}, "resources": {}, "jobs": []}
-    report: dict[str, Any] = {name: _half(platform, name) for name in ("ray", "mlflow")}
+        return {name: {"up": False} for name in state.NAMES} | {"resources": {}, "jobs": []}
+    report: dict[str, Any] = {name: _half(platform, name) for name in state.NAMES}
     report["ray"]["dashboard"] = platform.dashboard
     report["resources"] = resources(platform.ray.address) if report["ray"]["up"] else {}
-    report["jobs"] = platforms.running_jobs(platform) if report["ray"]["up"] else []
+    report["jobs"] = platforms.running_jobs()
     _show(report)
     return report
 
@@ -52,7 +52,7 @@ def _show(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table("", "state", "address", "pids", "processes", "memory")
-    for name, title in (("ray", "Ray"), ("mlflow", "MLflow")):
+    for name, title in (("ray", "Ray"), ("mlflow", "MLflow"), ("keeper", "keeper of jobs")):
         half = report[name]
         state_text = "[green]up[/]" if half["up"] else "[red]down[/] (neurofleet up restarts it)"
         pids = " ".join(map(str, half["pids"]))

@@ -55,6 +55,7 @@ def recorded(
             held.enter_context(alone(paths.run(resume)))
             tracker = Tracker.resume(resume)
         folder = paths.run(tracker.run_id)
+        begins = not (folder / "spec.json").is_file()
 
         def remedy() -> str:
             resumable = (folder / "checkpoints" / "index.json").is_file()
@@ -64,6 +65,9 @@ def recorded(
         held.enter_context(ending(tracker, remedy))
         if resume is None:
             held.enter_context(alone(folder))
+        elif begins:
+            tracker.set_tags(_tags(planned))
+        if begins:
             num_rows = sum(spec.num_rows.values())
             tracker.log_dataset(spec.name, data.digest, str(data.folder), spec.to_dict(), num_rows)
         yield tracker, folder
@@ -71,6 +75,22 @@ def recorded(
             tracker.log_artifact(path)
         for path in draw(folder):
             tracker.log_artifact(path, "figures")
+
+
+def scheduled(experiment: Experiment, tags: Mapping[str, str] | None = None) -> str:
+    """Open the run of an experiment that trains later, by `resume=ID`; returns its id.
+
+    Raises:
+        UnreachableError: there is no MLflow.
+    """
+    run_id = Tracker.schedule(
+        experiment=experiments.data_name(experiment),
+        run_name=run_name(experiment),
+        tags=_known_tags(experiment) | dict(tags or {}),
+        params=experiment,
+    )
+    experiments.save(experiment, paths.run(run_id) / "experiment.yaml")
+    return run_id
 
 
 @contextlib.contextmanager
@@ -229,15 +249,18 @@ def _of_exhibits(folder: Path, spec: DataSpec) -> Iterator[tuple[str, Drawing]]:
 
 
 def _tags(planned: Plan) -> dict[str, str]:
-    experiment = planned.experiment
+    built = {"data.digest": planned.data.digest, "num_parameters": str(planned.num_parameters)}
+    return _known_tags(planned.experiment) | built
+
+
+def _known_tags(experiment: Experiment) -> dict[str, str]:
+    """Those that need nothing built."""
     return {
         "family": experiments.family_name(experiment),
         "data": experiments.data_name(experiment),
-        "data.digest": planned.data.digest,
         "launcher": experiment["launcher"]["name"],
         "seed": str(experiment["seed"]),
         "experiment.digest": experiments.digest(experiment),
-        "num_parameters": str(planned.num_parameters),
         **code_tags(),
     }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from neurofleet import progress
-from neurofleet.errors import ConfigError, NeurofleetError, ResourceError, WorkerError
+from neurofleet.errors import ConfigError, LostWorkerError, NeurofleetError, ResourceError, WorkerError
 from neurofleet.launch.connection import bundle, connected, environment, passed_on
 from neurofleet.launch.relay import relayed
 
@@ -35,6 +36,10 @@ SETTINGS = {
     "RAY_DEDUP_LOGS": "0",  # it holds lines back for 5 s, and progress lines look alike
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+# What gloo and NCCL say when the process at the other end is gone.
+PARTNER_LOST = re.compile(
+    r"[Cc]onnection (reset|closed|refused)|[Bb]roken pipe|remote process exited|Timed out waiting"
+)
 KEYS = {"name", "num_workers", "use_gpu", "strategy", "cpus_per_worker"}
 
 
@@ -114,12 +119,12 @@ def guarded(who: str) -> Iterator[None]:
     try:
         yield
     except NeurofleetError as error:
-        error.__dict__["raised_at"] = time.time()
+        error.__dict__.update(raised_at=time.time(), raised_by=who)
         raise
     except Exception as error:  # noqa: BLE001 -- whatever a family raises has to cross the border
         own = traceback.format_exc().rstrip()
         wrapped = WorkerError(f"{who} raised {type(error).__name__}: {error}\n{own}")
-        wrapped.__dict__["raised_at"] = time.time()
+        wrapped.__dict__.update(raised_at=time.time(), raised_by=who)
         raise wrapped from None
 
 
@@ -140,16 +145,21 @@ def _fit(trainer: Any) -> Any:
 
 
 def _cause(error: Any) -> NeurofleetError:
-    """The error that came first: the others are workers that lost their partner."""
+    """The error that came first: the others are workers that lost their partner.
+
+    A worker that is killed says nothing, and its partners complain of the connection: then it is the one that counts.
+    """
     failures = [getattr(failure, "_base_exc", failure) for failure in getattr(error, "worker_failures", {}).values()]
     ours = [failure for failure in failures if isinstance(failure, NeurofleetError)]
-    if ours:
+    silent = len(ours) < len(failures)
+    if ours and not (silent and all(PARTNER_LOST.search(str(failure)) for failure in ours)):
         return min(ours, key=lambda failure: getattr(failure, "raised_at", math.inf))
-    lost = failures[0] if failures else getattr(error, "controller_failure", error)
+    strangers = [failure for failure in failures if not isinstance(failure, NeurofleetError)]
+    lost = strangers[0] if strangers else getattr(error, "controller_failure", error)
     lines = [line for line in str(lost).splitlines() if line.strip()] or [type(lost).__name__]
     if "startup timed out" in lines[0]:
         return ResourceError(f"the workers' CPUs or GPUs did not become free in time: {lines[0]}")
-    return WorkerError(f"a worker died ({type(lost).__name__}): {lines[0]}")
+    return LostWorkerError(f"a worker died ({type(lost).__name__}): {lines[0]}")
 
 
 def worker_environment(launcher: Mapping[str, Any], loopback: bool) -> dict[str, str]:

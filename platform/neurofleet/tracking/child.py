@@ -94,7 +94,7 @@ class Child:
         next_sample, failures = 0.0, 0
         while self.alive and not self.finishing:
             if self.delivery is not None:
-                if time.monotonic() >= next_sample:
+                if self.order.get("sample", True) and time.monotonic() >= next_sample:
                     self._sample(sampler, int(time.time() - began))
                     next_sample = time.monotonic() + SYSTEM_SECONDS
                 worked = self._attempt(self._ship)

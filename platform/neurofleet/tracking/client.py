@@ -20,9 +20,12 @@ from neurofleet.tracking import records
 from neurofleet.tracking.lineage import flatten
 from neurofleet.tracking.store import artifact_root, store_uri
 
+RUNS = "NEUROFLEET_RUNS"
+"""where a process that is a job notes the runs that it opens: whoever keeps it sees that they end"""
 CHECK_SECONDS = 5.0
 """how often logging looks whether the child lives; a dead one is started again where it stopped"""
 MAX_STARTS = 3
+SCHEDULED = "SCHEDULED"  # MLflow's word for a run that was submitted and has not begun
 
 
 def _milliseconds() -> int:
@@ -120,6 +123,14 @@ class Tracker:
         return cls({"run_id": run_id, "own": True, "reopen": True}, folder_of)
 
     @classmethod
+    def schedule(cls, *, experiment: str, run_name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
+        """A new run that another process will begin, by `resume`; returns its id when all of it is in MLflow."""
+        about = {"experiment": experiment, "run_name": run_name, "tags": dict(tags), "params": flatten(params)}
+        tracker = cls({**about, "own": True, "sample": False}, None)
+        tracker._conclude(SCHEDULED)
+        return tracker.run_id
+
+    @classmethod
     def attach(cls, run_id: str, *, folder_of: Callable[[str], Path] | None = None) -> Tracker:
         """Log to a run that another process owns (rank 0 of a group of workers)."""
         return cls({"run_id": run_id, "own": False}, folder_of)
@@ -179,6 +190,9 @@ class Tracker:
         MLflow refused a record or the disk did.  A second call does nothing.
         """
         _check_status(status)
+        self._conclude(status)
+
+    def _conclude(self, status: str) -> None:
         if self._finished:
             return
         self._record({"end": status if self._order["own"] else None})
@@ -246,6 +260,9 @@ class Tracker:
         self._spool_path = folder / f"{time.time_ns()}.jsonl"
         self._spool = os.open(self._spool_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         fcntl.flock(self._spool, fcntl.LOCK_EX)  # until this process is dead: see delivery.py
+        if self._order["own"] and os.environ.get(RUNS):
+            with open(os.environ[RUNS], "a") as opened:
+                opened.write(f"{answer['run_id']}\n")
         self._record({"open": {name: self._order[name] for name in ("uri", "run_id", "own")}})
         if self._order.get("params"):
             self.log_params(self._order["params"])

@@ -7,6 +7,8 @@ import getpass
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from neurofleet.tracking.orphans import FAILURE
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
@@ -28,6 +30,8 @@ SETTINGS = {
 def find_run(client: MlflowClient, order: Mapping[str, Any]) -> Run:
     run = client.get_run(order["run_id"])
     if order.get("reopen"):
+        if FAILURE in run.data.tags:
+            client.delete_tag(order["run_id"], FAILURE)
         client.update_run(order["run_id"], status="RUNNING")
     return run
 

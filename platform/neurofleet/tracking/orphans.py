@@ -31,10 +31,17 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
+FAILURE = "failure"
+"""the tag of a run whose process is dead"""
+
+
 def end_run(client: MlflowClient, run_id: str, status: str | None) -> None:
     """Set how the run ended; None says that its process died."""
+    if status == "SCHEDULED":
+        client.update_run(run_id, status)
+        return
     if status is None:
-        client.set_tag(run_id, "failure", "the training process died without a word")
+        client.set_tag(run_id, FAILURE, "the training process died without a word")
     client.set_terminated(run_id, status or "FAILED")
 
 

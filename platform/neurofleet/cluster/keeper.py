@@ -1,0 +1,298 @@
+"""The keeper: one small process beside Ray and MLflow that starts what waits in the ledger, and says how it ended.
+
+`neurofleet up` starts it.  All that it knows is in the ledger, so that it may die at any moment, and Ray too: what ran
+on a head that is gone is cut, waits, and goes on when there is a head again.  It logs to home()/logs/keeper.log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shlex
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+
+from neurofleet import errors, paths
+from neurofleet.cluster import causes, ledger, logs, webhook
+from neurofleet.cluster.engine import Engine, Seen
+from neurofleet.cluster.job import FAILED, RUNNING, STOPPED, SUCCEEDED, Job, folder
+from neurofleet.cluster.ledger import Ledger
+from neurofleet.cluster.retries import decide
+from neurofleet.errors import UnreachableError
+from neurofleet.launch import runs
+from neurofleet.tracking import RUNS
+
+PAUSE = 0.25  # seconds between two looks
+CAPACITY_SECONDS = 15.0  # for which what the cluster has is believed
+PATIENCE = 2.0  # seconds that the head's door may be closed before the head is dead
+GRACE = 15.0  # seconds for processes that a dead head left, from SIGTERM to SIGKILL
+IDLE = 10.0  # seconds after which one that nobody needs any more goes, unless a platform keeps it
+ATTEMPT = "NEUROFLEET_ATTEMPT"
+"""in the environment of all processes of an attempt: its submission"""
+
+
+class Keeper:
+    def __init__(self, book: Ledger) -> None:
+        self.book = book
+        self._engines: dict[str, Engine] = {}
+        self._capacity: tuple[float, dict[str, float] | None] = (0.0, None)
+        self._gone_since: dict[str, float] = {}
+        self._stopped: set[str] = set()
+        self._oom_kills: dict[str, int] = {}
+        self._settling: dict[str, subprocess.Popen[bytes]] = {}
+        self._said: set[str] = set()
+
+    def engine(self, address: str) -> Engine:
+        return self._engines.setdefault(address, Engine(address))
+
+    def turn(self) -> bool:
+        """Look once at everything; whether there is anything that will need another look."""
+        running = self.book.jobs(RUNNING)
+        for job in running:
+            with self._unless_away():
+                self.watch(job)
+        for job in self.book.unconcluded():
+            self.conclude(job)
+        for job_id in [job_id for job_id, settling in self._settling.items() if settling.poll() is not None]:
+            if self._settling.pop(job_id).returncode:
+                say(f"{job_id}: MLflow could not be told how it ended")
+        waiting = self.book.queue()
+        if waiting:
+            with self._unless_away():
+                self.start_what_fits(waiting)
+        return bool(running or waiting or self._settling)
+
+    @contextlib.contextmanager
+    def _unless_away(self) -> Iterator[None]:
+        """A cluster that does not answer is asked again in the next turn."""
+        try:
+            yield
+        except UnreachableError as error:
+            self._say_once(str(error))
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            say(text)
+
+    # Starting.
+
+    def start_what_fits(self, queue: list[Job]) -> None:
+        """First come first served within a priority: what does not fit yet is not overtaken, what never can is."""
+        free: dict[str, dict[str, float] | None] = {}
+        for job in queue:
+            address = job.order.address
+            if job.not_before > time.time() or job.id in self._settling or self.engine(address).is_gone():
+                continue
+            if address not in free:
+                free[address] = self._free(address)
+            room, wants = free[address], {"CPU": job.order.cpus, "GPU": job.order.gpus}
+            if room is None:
+                self.start(job)
+            elif self._never_fits(wants):
+                self._say_once(f"{job.id} needs {wants}, and the cluster has {self._capacity[1]}; it waits")
+            elif any(room[kind] < amount for kind, amount in wants.items()):
+                break
+            else:
+                free[address] = {kind: room[kind] - amount for kind, amount in wants.items()}
+                self.start(job)
+
+    def _free(self, address: str) -> dict[str, float] | None:
+        asked, has = self._capacity
+        if address:
+            return None
+        if time.monotonic() - asked > CAPACITY_SECONDS or has is None:
+            has = self.engine("").capacity()
+            self._capacity = (time.monotonic(), has)
+        if has is None:
+            return None
+        running = [job.order for job in self.book.jobs(RUNNING) if not job.order.address]
+        taken = {"CPU": sum(one.cpus for one in running), "GPU": sum(one.gpus for one in running)}
+        return {kind: has[kind] - taken[kind] for kind in taken}
+
+    def _never_fits(self, wants: dict[str, float]) -> bool:
+        has = self._capacity[1] or {}
+        return any(has.get(kind, 0.0) < amount for kind, amount in wants.items())
+
+    def start(self, job: Job) -> None:
+        engine = self.engine(job.order.address)
+        engine.client()  # whoever does not answer costs no attempt
+        begun = self.book.begin(job)
+        if begun is None:
+            return
+        order, place = begun.order, folder(job.id)
+        place.mkdir(parents=True, exist_ok=True)
+        log = logs.path(job.id)
+        log.touch(mode=0o600)
+        if begun.attempts > 1:
+            logs.part(job.id, begun.attempts, job.cause.get("text", "once more"))
+        environment = order.environment | {
+            ATTEMPT: begun.submission,
+            errors.OUTCOME: str(place / f"attempt-{begun.attempts}.json"),
+            RUNS: str(place / "runs.txt"),
+        }
+        self._oom_kills[job.id] = causes.num_oom_kills()
+        entrypoint = f"cd {shlex.quote(order.project)} && exec {shlex.join(order.command)}"
+        say(f"{begun.submission}: {shlex.join([order.pipeline, *order.arguments])}")
+        engine.start(
+            begun.submission,
+            f"{entrypoint} >> {shlex.quote(str(log))} 2>&1",
+            environment,
+            order.own_cpus,
+            order.own_gpus,
+            shlex.join([order.pipeline, *order.arguments]),
+        )
+
+    # Watching.
+
+    def watch(self, job: Job) -> None:
+        engine = self.engine(job.order.address)
+        if engine.is_gone():
+            since = self._gone_since.setdefault(job.id, time.monotonic())
+            if time.monotonic() - since > PATIENCE:
+                self.finish(job, Seen("UNKNOWN", message="the cluster's head is gone"))
+            return
+        self._gone_since.pop(job.id, None)
+        seen = engine.look(job.submission)
+        if seen.has_ended:
+            self.finish(job, seen)
+        elif job.stop_asked and job.submission not in self._stopped:
+            self._stopped.add(job.submission)
+            engine.stop(job.submission)
+
+    def finish(self, job: Job, seen: Seen) -> None:
+        """The attempt is over: what becomes of the job."""
+        self._gone_since.pop(job.id, None)
+        last = logs.last_progress(job.id)
+        progress = None if last is None else last.line()
+        if seen.status == "SUCCEEDED":
+            self.book.close(job, SUCCEEDED, {"exit_code": 0}, progress=progress)
+            say(f"{job.submission}: {SUCCEEDED}")
+            return
+        end_leftovers(job.submission)
+        cause = self._cause(job, seen).to_dict()
+        if job.stop_asked or seen.status == "STOPPED":
+            state, text, delay = STOPPED, "", 0.0
+        else:
+            decision = decide([*self.book.causes(job), cause])
+            state, text, delay = decision.state, decision.text, decision.delay
+        self.book.close(job, state, cause, text=text, delay=delay, progress=progress)
+        say(f"{job.submission}: {state} {cause['kind']}: {text or cause['text']}")
+
+    def _cause(self, job: Job, seen: Seen) -> causes.Cause:
+        before = self._oom_kills.pop(job.id, None)
+        return causes.classify(
+            said=causes.read_outcome(folder(job.id) / f"attempt-{job.attempts}.json"),
+            exit_code=seen.exit_code,
+            message=seen.message,
+            log=logs.last_attempt(job.id),
+            step=None if job.order.run_id is None else causes.checkpoint_step(paths.run(job.order.run_id)),
+            oom_kill=before is not None and causes.num_oom_kills() > before,
+        )
+
+    # Ends.
+
+    def conclude(self, job: Job) -> None:
+        """Tell whoever wants to know, and see that none of its runs stays RUNNING."""
+        webhook.notify(job)
+        if job.state != SUCCEEDED and (run_ids := runs_of(job)):
+            status = "FAILED" if job.state == FAILED else "KILLED"
+            command = [sys.executable, "-m", "neurofleet.tracking.settle", status, *run_ids]
+            environment = os.environ | job.order.environment
+            self._settling[job.id] = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+        self.book.conclude(job)
+
+
+def runs_of(job: Job) -> list[str]:
+    """The MLflow runs that its attempts opened."""
+    try:
+        opened = (folder(job.id) / "runs.txt").read_text().split()
+    except FileNotFoundError:
+        opened = []
+    return list(dict.fromkeys([*filter(None, [job.order.run_id]), *opened]))
+
+
+def end_leftovers(submission: str) -> None:
+    """End what still runs of an attempt that is over: two that write one run's checkpoints must never be."""
+    found = [process for process in psutil.process_iter() if _is_of(process, submission)]
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(found, timeout=GRACE)
+    for process in stubborn:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=GRACE)
+
+
+def _is_of(process: psutil.Process, submission: str) -> bool:
+    """Whether it belongs to an attempt; a tracking process does not: it ends when it has delivered what there is."""
+    try:
+        ours = process.environ().get(ATTEMPT) == submission and runs(process)
+        return ours and "neurofleet.tracking" not in process.cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+        return False
+
+
+def cut(text: str) -> list[Job]:
+    """The platform has gone down: what ran on it waits for the next one.  Returns what waits."""
+    with Ledger() as book:
+        keeper = Keeper(book)
+        for job in book.jobs(RUNNING):
+            if not job.order.address:
+                keeper.finish(job, Seen("UNKNOWN", message=text))
+        return [job for job in book.queue() if not job.order.address]
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%F %T')} {text}", flush=True)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """One keeper for one home; another waits."""
+    with _lock().open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def is_kept() -> bool:
+    """Whether a keeper is at work for this home."""
+    try:
+        with _lock().open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def _lock() -> Any:
+    return paths.home() / ".keeper.lock"
+
+
+def main(*, until_idle: bool) -> None:
+    with alone(), Ledger() as book:
+        keeper = Keeper(book)
+        say(f"keeping {ledger.location()}")
+        busy_at = time.monotonic()
+        while not until_idle or time.monotonic() - busy_at < IDLE:
+            try:
+                if keeper.turn():
+                    busy_at = time.monotonic()
+            except Exception:  # noqa: BLE001 -- whatever one job makes go wrong, the others need a keeper
+                say(traceback.format_exc())
+                time.sleep(PAUSE * 20)
+            time.sleep(PAUSE)
+
+
+if __name__ == "__main__":
+    main(until_idle="--until-idle" in sys.argv)
