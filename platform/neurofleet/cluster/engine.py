@@ -41,6 +41,12 @@ class Engine:
         self._client: JobSubmissionClient | None = None
         self._connected_to = ""
 
+    def warm_up(self) -> None:
+        """Import what the first job would wait for."""
+        os.environ.update(authentication())  # Ray reads it when it is imported
+        import ray.autoscaler.v2.sdk
+        import ray.job_submission  # noqa: F401
+
     def is_gone(self) -> bool:
         """Whether the platform's head is dead, and all that ran on it."""
         platform = state.load()

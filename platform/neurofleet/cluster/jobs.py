@@ -75,7 +75,7 @@ def _start_keeper() -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as words:
         subprocess.Popen(
-            [sys.executable, "-m", "neurofleet.cluster.keeper", "--until-idle"],
+            [sys.executable, "-m", "neurofleet.cluster", "--until-idle"],
             stdin=subprocess.DEVNULL,
             stdout=words,
             stderr=words,

@@ -17,25 +17,18 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-import psutil
-
-from neurofleet import errors, paths
-from neurofleet.cluster import causes, ledger, logs, webhook
+from neurofleet import paths
+from neurofleet.cluster import attempts, causes, ledger, logs, webhook
 from neurofleet.cluster.engine import Engine, Seen
-from neurofleet.cluster.job import FAILED, RUNNING, STOPPED, SUCCEEDED, Job, folder
+from neurofleet.cluster.job import FAILED, RUNNING, STOPPED, SUCCEEDED, Job, Order, folder
 from neurofleet.cluster.ledger import Ledger
 from neurofleet.cluster.retries import decide
 from neurofleet.errors import UnreachableError
-from neurofleet.launch import runs
-from neurofleet.tracking import RUNS
 
 PAUSE = 0.25  # seconds between two looks
 CAPACITY_SECONDS = 15.0  # for which what the cluster has is believed
 PATIENCE = 2.0  # seconds that the head's door may be closed before the head is dead
-GRACE = 15.0  # seconds for processes that a dead head left, from SIGTERM to SIGKILL
 IDLE = 10.0  # seconds after which one that nobody needs any more goes, unless a platform keeps it
-ATTEMPT = "NEUROFLEET_ATTEMPT"
-"""in the environment of all processes of an attempt: its submission"""
 
 
 class Keeper:
@@ -133,21 +126,15 @@ class Keeper:
         log.touch(mode=0o600)
         if begun.attempts > 1:
             logs.part(job.id, begun.attempts, job.cause.get("text", "once more"))
-        environment = order.environment | {
-            ATTEMPT: begun.submission,
-            errors.OUTCOME: str(place / f"attempt-{begun.attempts}.json"),
-            RUNS: str(place / "runs.txt"),
-        }
         self._oom_kills[job.id] = causes.num_oom_kills()
-        entrypoint = f"cd {shlex.quote(order.project)} && exec {shlex.join(order.command)}"
-        say(f"{begun.submission}: {shlex.join([order.pipeline, *order.arguments])}")
+        say(f"{begun.submission}: {typed(order)}")
         engine.start(
             begun.submission,
-            f"{entrypoint} >> {shlex.quote(str(log))} 2>&1",
-            environment,
+            attempts.entrypoint(begun),
+            attempts.environment(begun),
             order.own_cpus,
             order.own_gpus,
-            shlex.join([order.pipeline, *order.arguments]),
+            typed(order),
         )
 
     # Watching.
@@ -176,7 +163,7 @@ class Keeper:
             self.book.close(job, SUCCEEDED, {"exit_code": 0}, progress=progress)
             say(f"{job.submission}: {SUCCEEDED}")
             return
-        end_leftovers(job.submission)
+        attempts.end_leftovers(job.submission)
         cause = self._cause(job, seen).to_dict()
         if job.stop_asked or seen.status == "STOPPED":
             state, text, delay = STOPPED, "", 0.0
@@ -189,7 +176,7 @@ class Keeper:
     def _cause(self, job: Job, seen: Seen) -> causes.Cause:
         before = self._oom_kills.pop(job.id, None)
         return causes.classify(
-            said=causes.read_outcome(folder(job.id) / f"attempt-{job.attempts}.json"),
+            said=causes.read_outcome(attempts.outcome(job)),
             exit_code=seen.exit_code,
             message=seen.message,
             log=logs.last_attempt(job.id),
@@ -219,28 +206,6 @@ def runs_of(job: Job) -> list[str]:
     return list(dict.fromkeys([*filter(None, [job.order.run_id]), *opened]))
 
 
-def end_leftovers(submission: str) -> None:
-    """End what still runs of an attempt that is over: two that write one run's checkpoints must never be."""
-    found = [process for process in psutil.process_iter() if _is_of(process, submission)]
-    for process in found:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, stubborn = psutil.wait_procs(found, timeout=GRACE)
-    for process in stubborn:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(stubborn, timeout=GRACE)
-
-
-def _is_of(process: psutil.Process, submission: str) -> bool:
-    """Whether it belongs to an attempt; a tracking process does not: it ends when it has delivered what there is."""
-    try:
-        ours = process.environ().get(ATTEMPT) == submission and runs(process)
-        return ours and "neurofleet.tracking" not in process.cmdline()
-    except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
-        return False
-
-
 def cut(text: str) -> list[Job]:
     """The platform has gone down: what ran on it waits for the next one.  Returns what waits."""
     with Ledger() as book:
@@ -249,6 +214,10 @@ def cut(text: str) -> list[Job]:
             if not job.order.address:
                 keeper.finish(job, Seen("UNKNOWN", message=text))
         return [job for job in book.queue() if not job.order.address]
+
+
+def typed(order: Order) -> str:
+    return shlex.join([order.pipeline, *order.arguments])
 
 
 def say(text: str) -> None:
@@ -282,6 +251,7 @@ def _lock() -> Any:
 def main(*, until_idle: bool) -> None:
     with alone(), Ledger() as book:
         keeper = Keeper(book)
+        keeper.engine("").warm_up()
         say(f"keeping {ledger.location()}")
         busy_at = time.monotonic()
         while not until_idle or time.monotonic() - busy_at < IDLE:
@@ -292,7 +262,3 @@ def main(*, until_idle: bool) -> None:
                 say(traceback.format_exc())
                 time.sleep(PAUSE * 20)
             time.sleep(PAUSE)
-
-
-if __name__ == "__main__":
-    main(until_idle="--until-idle" in sys.argv)

@@ -139,7 +139,7 @@ def mlflow_server(platform: Platform) -> Server:
 def keeper(platform: Platform) -> Server:
     return Server(
         name="the keeper of jobs",
-        command=[sys.executable, "-m", "neurofleet.cluster.keeper"],
+        command=[sys.executable, "-m", "neurofleet.cluster"],
         environment=_environment(f"{platform.mark}-keeper") | {LOOPBACK: "0"},
         log=paths.home() / "logs" / "keeper.log",
         ready=is_kept,

@@ -20,10 +20,8 @@ from neurofleet.tracking import records
 from neurofleet.tracking.lineage import flatten
 from neurofleet.tracking.store import artifact_root, store_uri
 
-RUNS = "NEUROFLEET_RUNS"
-"""where a process that is a job notes the runs that it opens: whoever keeps it sees that they end"""
-CHECK_SECONDS = 5.0
-"""how often logging looks whether the child lives; a dead one is started again where it stopped"""
+RUNS = "NEUROFLEET_RUNS"  # a file where a process that is a job notes the runs that it opens, for whoever ends them
+CHECK_SECONDS = 5.0  # how often logging looks whether the child lives; a dead one is started again where it stopped
 MAX_STARTS = 3
 SCHEDULED = "SCHEDULED"  # MLflow's word for a run that was submitted and has not begun
 
@@ -126,7 +124,7 @@ class Tracker:
     def schedule(cls, *, experiment: str, run_name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> str:
         """A new run that another process will begin, by `resume`; returns its id when all of it is in MLflow."""
         about = {"experiment": experiment, "run_name": run_name, "tags": dict(tags), "params": flatten(params)}
-        tracker = cls({**about, "own": True, "sample": False}, None)
+        tracker = cls(about | {"own": True, "sample": False}, None)
         tracker._conclude(SCHEDULED)
         return tracker.run_id
 
