@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from neurofleet import experiment as experiments
-from neurofleet import launch, paths
+from neurofleet import launch, paths, tracking
 from neurofleet.cluster import jobs
 from neurofleet.cluster.job import Job, Order
 from neurofleet.cluster.ledger import need_same
@@ -76,6 +76,7 @@ def _train(overrides: list[str]) -> Finish:
         experiment = resumed(resume, experiment, overrides)
         return lambda address: _run(experiment, address, resume, ["train", *overrides])
     catalog.need(experiment["data"])
+    tracking.warm_up()  # MLflow takes seconds to import
     launch.check(experiment)
 
     def finish(address: str) -> Parts:
@@ -96,6 +97,7 @@ def _finetune(overrides: list[str]) -> Finish:
         experiment = orders.resumed(resumed(resume, settings, overrides)).experiment
         return lambda address: _run(experiment, address, resume, ["finetune", *overrides])
     catalog.need(settings["data"])
+    tracking.warm_up()
     order = orders.Start(bases.named(settings["base"])).order(settings)
     launch.check(order.experiment)
 
