@@ -155,7 +155,7 @@ def print_details(job: dict[str, Any]) -> None:
     if cause and "kind" in cause:
         by = f", {cause['by']}" if cause["by"] else ""
         step = "" if cause["step"] is None else f", last checkpoint at step {cause['step']}"
-        print(f"\n{'cause':12} {cause['kind']}{by}{step}\n{'':12} {cause['error']}: {cause['text']}")
+        print(f"\n{'cause':12} {cause['kind']}{by}{step}\n{'':12} {_words(cause)}")
         if cause["traceback"]:
             print(f"\n{cause['traceback']}")
     if job["state"] in (FAILED, PREEMPTED) and job["last_lines"]:
@@ -163,6 +163,11 @@ def print_details(job: dict[str, Any]) -> None:
         print("\n".join(f"  {line}" for line in job["last_lines"]))
     if job["next"]:
         print(f"\n{'next':12} {job['next']}")
+
+
+def _words(cause: dict[str, Any]) -> str:
+    error, text = cause["error"], cause["text"]
+    return text if not error or text.startswith(error) else f"{error}: {text}"
 
 
 def print_json(value: Any) -> None:

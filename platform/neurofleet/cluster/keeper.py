@@ -101,7 +101,7 @@ class Keeper:
         asked, has = self._capacity
         if address:
             return None
-        if time.monotonic() - asked > CAPACITY_SECONDS or has is None:
+        if time.monotonic() - asked > CAPACITY_SECONDS or not has or not has["CPU"]:  # a head that starts has none yet
             has = self.engine("").capacity()
             self._capacity = (time.monotonic(), has)
         if has is None:
