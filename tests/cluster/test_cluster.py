@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,7 @@ def test_nothing_up(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cluster.down() == 0
     assert "start with: neurofleet up" in capsys.readouterr().out
     with pytest.raises(errors.UnreachableError, match="start it with: neurofleet up"):
-        cluster.submit(["train"])
+        jobs.address()
 
 
 def test_state_survives_a_round_trip_and_is_private(home: Path) -> None:
@@ -199,52 +198,3 @@ def test_what_speaks_no_http_does_not_answer() -> None:
         thread.start()
         assert servers.answers(f"http://127.0.0.1:{server.getsockname()[1]}/") is False
         thread.join()
-
-
-class Status(str):
-    def is_terminal(self) -> bool:
-        return self in ("SUCCEEDED", "FAILED", "STOPPED")
-
-
-class Client:
-    """A job client that tells a log in pieces, and then one state after the other; an error is raised."""
-
-    def __init__(self, *pieces: str | Exception, states: tuple[str, ...] = ()) -> None:
-        self.pieces = pieces
-        self.states = list(states)
-
-    async def tail_job_logs(self, job_id: str) -> Any:
-        for piece in self.pieces:
-            if isinstance(piece, Exception):
-                raise piece
-            yield piece
-
-    def get_job_info(self, job_id: str) -> Any:
-        if not self.states:
-            raise ConnectionError("refused")
-        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-        return types.SimpleNamespace(status=Status(state), driver_exit_code=None, message="why")
-
-
-@pytest.mark.parametrize("client", [Client("a\n", RuntimeError("closed with code 1006")), Client("a\n")])
-def test_a_head_that_goes_down_is_told_and_the_job_may_go_on(
-    client: Client, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(errors.RunError, match=r"was lost \(.*may go on; .*: neurofleet jobs logs -f job") as caught:
-        jobs._follow(client, "job")  # type: ignore[arg-type]
-    assert caught.value.exit_code == 1
-    assert capsys.readouterr().out == "a\n"
-
-
-def test_the_exit_code_waits_for_the_end_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert jobs._exit_code(Client(states=("RUNNING", "SUCCEEDED")), "job") == 0  # type: ignore[arg-type]
-    assert jobs._exit_code(Client(states=("RUNNING", "FAILED")), "job") == 1  # type: ignore[arg-type]
-    monkeypatch.setattr(jobs, "PATIENCE", 0.0)
-    with pytest.raises(errors.RunError, match="job still runs"):
-        jobs._exit_code(Client(states=("RUNNING",)), "job")  # type: ignore[arg-type]
-
-
-def test_logs_are_lines_and_progress_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
-    pieces = ("fir", "st\nprogress step=1/4 epoch=1/2 ", "train/loss=0.5 eta=3\r\nla", "st")
-    assert list(jobs._lines(Client(*pieces), "job")) == ["first", "last"]  # type: ignore[arg-type]
-    assert capsys.readouterr().out == "progress step=1/4 epoch=1/2 train/loss=0.5 eta=3\n"

@@ -11,22 +11,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import psutil
 import pytest
 
-from neurofleet import cluster, errors, paths
-from neurofleet.cluster import jobs, processes, servers, state
+from neurofleet import cluster, paths, tracking
+from neurofleet import experiment as experiments
+from neurofleet.cluster import attempts, causes, jobs, logs, processes, servers, state
+from neurofleet.cluster.ledger import Ledger
 from neurofleet.cluster.state import Half
+from neurofleet.run import run
+from neurofleet.submit import submit
 
 pytestmark = [
     pytest.mark.slow,
-    # Ray's job client calls aiohttp in a way that aiohttp deprecates.
-    pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),  # MLflow under SQLAlchemy
 ]
 
 
 def marked(mark: str) -> list[int]:
-    return [process.pid for half in ("ray", "mlflow") for process in processes.members(Half(""), f"{mark}-{half}")]
+    return [process.pid for half in state.NAMES for process in processes.members(Half(""), f"{mark}-{half}")]
 
 
 def test_up_is_idempotent(platform_up: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,24 +63,61 @@ def test_status_tells_what_is_there(platform_up: Any) -> None:
     assert report["jobs"] == []
 
 
-def test_a_job_runs_in_the_project_and_its_exit_code_comes_back(
+def test_a_script_of_the_project_runs_there_and_its_exit_code_comes_back(
     platform_up: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = "import os,sys; e=os.environ; print(os.getcwd(), e['NEUROFLEET_HOME'], e.get('MLFLOW_TRACKING_URI'))"
-    script += "; sys.exit(2)"
-    monkeypatch.setattr(jobs, "COMMAND", [sys.executable, "-c", script])
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines" / "tell.py").write_text(f"{script}; sys.exit(2)")
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.chdir(tmp_path)
-    assert cluster.submit(["train"]) == 2
-    shown = capsys.readouterr().out
+    job = submit("tell", ["fast=1"], key="once")
+    assert jobs.follow(job.id) == 2
     # No address: the store of its home is the platform's.
-    assert f"{tmp_path} {paths.home()} None\n" in shown
-    job_id = shown.partition("submitted ")[2].partition(":")[0]
-    assert cluster.follow(job_id) == 2
-    cluster.show_log(job_id)
-    assert capsys.readouterr().out.endswith(f"{tmp_path} {paths.home()} None\n")
-    with pytest.raises(errors.ConfigError, match="no job 'nothing'"):
-        cluster.follow("nothing")
+    assert f"{tmp_path} {paths.home()} None\n" in capsys.readouterr().out
+    assert submit("tell", ["fast=1"], key="once").id == job.id
+    jobs.show_log("once")
+    assert capsys.readouterr().out == f"{tmp_path} {paths.home()} None\n"
+    assert jobs.find(job.id).state == "FAILED"
+
+
+def test_a_killed_training_goes_on_in_its_run_to_the_same_weights(platform_up: Any, tmp_path: Path) -> None:
+    settings = ["family=mlp", "data=digits", "trainer.max_epochs=100", "family.dropout=0.2", "name=cut"]
+    settings += ["trainer.checkpoint.every_n_steps=50"]
+    job = submit("train", settings)
+    run_id = job.order.run_id
+    assert run_id is not None
+    store = mlflow.MlflowClient(tracking.store_uri(), tracking.store_uri())
+    assert store.get_run(run_id).info.status in ("SCHEDULED", "RUNNING")
+    while causes.checkpoint_step(paths.run(run_id)) is None:
+        assert jobs.find(job.id).state in ("SUBMITTED", "RUNNING")
+        time.sleep(0.1)
+    (training,) = [one for one in psutil.process_iter() if attempts.is_of(one, f"{job.id}-1")]
+    training.kill()
+    assert jobs.follow(job.id) == 0
+    with Ledger() as book:
+        assert [cause["kind"] for cause in book.causes(jobs.find(job.id))] == ["lost"]
+    undisturbed = run(experiments.compose(settings), folder=tmp_path)
+    assert undisturbed.num_steps == 4000
+    whole = (undisturbed.folder / "weights.safetensors").read_bytes()
+    assert (paths.run(run_id) / "weights.safetensors").read_bytes() == whole
+    found = store.search_runs([store.get_run(run_id).info.experiment_id], "attributes.run_name = 'cut'")
+    assert [(one.info.run_id, one.info.status) for one in found] == [(run_id, "FINISHED")]
+    steps = [point.step for point in store.get_metric_history(run_id, "val/loss")]
+    assert steps == [40 * epoch for epoch in range(1, 101)]
+
+
+def test_a_job_that_is_stopped_ends_killed_with_a_checkpoint(platform_up: Any) -> None:
+    job = submit("train", ["family=mlp", "data=digits", "trainer.max_epochs=100000"])
+    assert job.order.run_id is not None
+    while logs.last_progress(job.id) is None:
+        time.sleep(0.1)
+    assert jobs.stop(job.id).stop_asked
+    assert jobs.follow(job.id) == 143
+    assert jobs.find(job.id).state == "STOPPED"
+    assert causes.checkpoint_step(paths.run(job.order.run_id)) is not None
+    store = mlflow.MlflowClient(tracking.store_uri(), tracking.store_uri())
+    assert store.get_run(job.order.run_id).info.status == "KILLED"
 
 
 def test_a_half_that_died_is_started_again_alone(platform_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def outcome(job: Job) -> Path:
 
 def end_leftovers(submission: str) -> None:
     """End what still runs of an attempt that is over: two that write one run's checkpoints must never be."""
-    found = [process for process in psutil.process_iter() if _is_of(process, submission)]
+    found = [process for process in psutil.process_iter() if is_of(process, submission)]
     for process in found:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
@@ -48,7 +48,7 @@ def end_leftovers(submission: str) -> None:
     psutil.wait_procs(stubborn, timeout=GRACE)
 
 
-def _is_of(process: psutil.Process, submission: str) -> bool:
+def is_of(process: psutil.Process, submission: str) -> bool:
     """Whether it belongs to an attempt; a tracking process does not: it ends when it has delivered what there is."""
     try:
         ours = process.environ().get(ATTEMPT) == submission and runs(process)

@@ -70,7 +70,7 @@ def details(job_id: str) -> dict[str, Any]:
         "project": job.order.project,
         "log": str(logs.path(job.id)),
         "cause": job.cause if died else None,
-        "attempts_ended": [cause["kind"] for cause in tried if "kind" in cause],
+        "attempts_ended": [cause["kind"] for cause in tried],
         "events": events,
         "last_lines": logs.last_lines(job.id, LOG_LINES),
         "next": _advice(job),

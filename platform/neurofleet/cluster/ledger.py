@@ -117,12 +117,12 @@ class Ledger:
         return [from_row(row) for row in rows]
 
     def causes(self, job: Job) -> list[dict[str, Any]]:
-        """What the attempts died of, since it was submitted or retried by hand."""
+        """What the attempts died of that did, since it was submitted or retried by hand."""
         rows = self.connection.execute(
             "SELECT cause FROM attempts WHERE job = ? AND number > ? AND ended IS NOT NULL ORDER BY number",
             (job.id, job.forgiven),
         )
-        return [json.loads(row["cause"]) for row in rows]
+        return [cause for row in rows if "kind" in (cause := json.loads(row["cause"]))]
 
     def events(self, job_id: str) -> list[dict[str, Any]]:
         rows = self.connection.execute("SELECT time, state, text FROM events WHERE job = ? ORDER BY number", (job_id,))

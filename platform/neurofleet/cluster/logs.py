@@ -27,7 +27,9 @@ def end(job_id: str) -> str:
 
 
 def last_attempt(job_id: str) -> str:
-    return end(job_id).rpartition(ATTEMPT)[2].partition("\n")[2] if ATTEMPT in end(job_id) else end(job_id)
+    """Of that, what came from the last attempt."""
+    printed = end(job_id)
+    return printed.rpartition(ATTEMPT)[2].partition("\n")[2] if ATTEMPT in printed else printed
 
 
 def last_lines(job_id: str, count: int) -> list[str]:
@@ -45,5 +47,7 @@ def last_progress(job_id: str) -> Progress | None:
 
 def part(job_id: str, number: int, words: str) -> None:
     """Write the line that begins another attempt."""
+    before = end(job_id)
     with path(job_id).open("a") as file:
-        file.write(f"{ATTEMPT}{number}: {words} ===\n")
+        cut = "\n" if before and not before.endswith("\n") else ""  # in the middle of a line
+        file.write(f"{cut}{ATTEMPT}{number}: {words} ===\n")
