@@ -30,7 +30,7 @@ def imported_by(arguments: list[str], heavy: tuple[str, ...], folder: Path) -> t
     return done.stdout, json.loads(done.stderr.splitlines()[-1])
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["data", "--help"], ["up", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], ["data", "--help"], ["up", "--help"], ["jobs"]], ids=" ".join)
 def test_help_imports_nothing_heavy(project_root: Path, arguments: list[str]) -> None:
     shown, found = imported_by(arguments, HEAVY, project_root)
     assert "neurofleet" in shown.lower()
