@@ -529,3 +529,15 @@ def test_a_run_closes_every_environment_that_it_opened(
         run(compose(*agent), folder=tmp_path)
     assert len(opened) >= 8 + 10, "lanes, and the episodes of a validation at least"
     assert set(closed) == {id(environment) for environment in opened}
+
+
+def test_a_run_that_was_written_but_never_began_begins_when_it_is_resumed(
+    compose: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    experiment = compose("family=mlp", "data=digits", "trainer.max_epochs=1")
+    (tmp_path / "submitted").mkdir()
+    experiments.save(experiment, tmp_path / "submitted" / "experiment.yaml")
+    run(experiment, folder=tmp_path / "submitted", resume=True)
+    run(experiment, folder=tmp_path / "new")
+    names = ("weights.safetensors", "spec.json", "experiment.yaml")
+    assert all((tmp_path / "submitted" / one).read_bytes() == (tmp_path / "new" / one).read_bytes() for one in names)

@@ -24,6 +24,7 @@ import pytest
 from neurofleet import paths
 from neurofleet.errors import ConfigError, RunError, UnreachableError, UserError
 from neurofleet.tracking import (
+    RUNS,
     Tracker,
     code_tags,
     flatten,
@@ -665,3 +666,32 @@ def test_server_that_stays_away(
         connection.close()
     finally:
         stop(server, free_port)
+
+
+def status_of(run_id: str) -> str:
+    (found,) = query("SELECT status FROM runs WHERE run_uuid = ?", run_id)
+    return str(found[0])
+
+
+def settle(status: str, run_id: str) -> None:
+    subprocess.run([sys.executable, "-m", "neurofleet.tracking.settle", status, run_id], check=True)
+
+
+def test_a_scheduled_run_begins_later_and_is_settled_if_it_never_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(RUNS, str(tmp_path / "runs.txt"))
+    about = {"experiment": "spine", "run_name": "later", "tags": {"family": "mlp"}, "params": {"seed": 3}}
+    run_id = Tracker.schedule(**about)
+    assert status_of(run_id) == "SCHEDULED"
+    assert query("SELECT value FROM params WHERE key = 'seed' AND run_uuid = ?", run_id) == [("3",)]
+    assert query("SELECT COUNT(*) FROM metrics WHERE run_uuid = ?", run_id) == [(0,)]  # nothing ran yet
+    settle("KILLED", run_id)
+    assert status_of(run_id) == "KILLED"
+    tracker = Tracker.resume(run_id)
+    assert tracker.run_id == run_id
+    assert status_of(run_id) == "RUNNING"
+    tracker.finish("FINISHED")
+    settle("FAILED", run_id)  # it has ended by itself
+    assert status_of(run_id) == "FINISHED"
+    assert (tmp_path / "runs.txt").read_text().split() == [run_id, run_id]

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from neurofleet import launch, paths
-from neurofleet.errors import ConfigError, DivergedError, ResourceError, UnreachableError, WorkerError
+from neurofleet.errors import ConfigError, DivergedError, LostWorkerError, ResourceError, UnreachableError, WorkerError
 from neurofleet.launch import connection, machine, workers
 from neurofleet.launch.relay import Relay
 from neurofleet.progress import Progress
@@ -214,7 +214,17 @@ def test_the_first_error_is_the_cause() -> None:
     lost.__dict__["raised_at"], diverged.__dict__["raised_at"] = 2.0, 1.0
     assert workers._cause(Failed(lost, diverged)) is diverged
     died = workers._cause(Failed(OSError("The actor died\nwith a long story")))
-    assert (type(died), str(died)) == (WorkerError, "a worker died (OSError): The actor died")
+    assert (type(died), str(died)) == (LostWorkerError, "a worker died (OSError): The actor died")
+
+
+def test_a_worker_that_is_killed_counts_more_than_its_partners_complaint() -> None:
+    complaint, bug = WorkerError("worker 0 raised: [gloo] Connection closed by peer"), WorkerError("worker 0: a bug")
+    for error in (complaint, bug):
+        error.__dict__["raised_at"] = 1.0
+    died = workers._cause(Failed(complaint, OSError("The actor died")))
+    assert (type(died), str(died)) == (LostWorkerError, "a worker died (OSError): The actor died")
+    assert workers._cause(Failed(bug, OSError("The actor died"))) is bug
+    assert workers._cause(Failed(complaint)) is complaint
 
 
 # Functions for the workers; Ray carries them by value since tests are no package.

@@ -92,7 +92,8 @@ def test_a_killed_training_goes_on_in_its_run_to_the_same_weights(platform_up: A
     while causes.checkpoint_step(paths.run(run_id)) is None:
         assert jobs.find(job.id).state in ("SUBMITTED", "RUNNING")
         time.sleep(0.1)
-    (training,) = [one for one in psutil.process_iter() if attempts.is_of(one, f"{job.id}-1")]
+    of_attempt = [one for one in psutil.process_iter() if attempts.is_of(one, f"{job.id}-1")]  # Ray's supervisor, too
+    (training,) = [one for one in of_attempt if "neurofleet.cli" in one.cmdline()]
     training.kill()
     assert jobs.follow(job.id) == 0
     with Ledger() as book:
