@@ -49,26 +49,29 @@ class Keeper:
         """Look once at everything; whether there is anything that will need another look."""
         running = self.book.jobs(RUNNING)
         for job in running:
-            with self._unless_away():
+            with self._unharmed():
                 self.watch(job)
         for job in self.book.unconcluded():
-            self.conclude(job)
+            with self._unharmed():
+                self.conclude(job)
         for job_id in [job_id for job_id, settling in self._settling.items() if settling.poll() is not None]:
             if self._settling.pop(job_id).returncode:
                 say(f"{job_id}: MLflow could not be told how it ended")
         waiting = self.book.queue()
         if waiting:
-            with self._unless_away():
+            with self._unharmed():
                 self.start_what_fits(waiting)
         return bool(running or waiting or self._settling)
 
     @contextlib.contextmanager
-    def _unless_away(self) -> Iterator[None]:
-        """A cluster that does not answer is asked again in the next turn."""
+    def _unharmed(self) -> Iterator[None]:
+        """A cluster that does not answer is asked again in the next turn; what one job makes go wrong is its own."""
         try:
             yield
         except UnreachableError as error:
             self._say_once(str(error))
+        except Exception:  # noqa: BLE001
+            self._say_once(traceback.format_exc())
 
     def _say_once(self, text: str) -> None:
         if text not in self._said:
@@ -188,12 +191,12 @@ class Keeper:
 
     def conclude(self, job: Job) -> None:
         """Tell whoever wants to know, and see that none of its runs stays RUNNING."""
-        webhook.notify(job)
         if job.state != SUCCEEDED and (run_ids := runs_of(job)):
             status = "FAILED" if job.state == FAILED else "KILLED"
             command = [sys.executable, "-m", "neurofleet.tracking.settle", status, *run_ids]
             environment = os.environ | job.order.environment
             self._settling[job.id] = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+        webhook.notify(job)
         self.book.conclude(job)
 
 
