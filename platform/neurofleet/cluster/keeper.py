@@ -115,7 +115,7 @@ class Keeper:
 
     def _never_fits(self, wants: dict[str, float]) -> bool:
         has = self._capacity[1] or {}
-        return any(has.get(kind, 0.0) < amount for kind, amount in wants.items())
+        return has.get("CPU", 0.0) > 0 and any(has.get(kind, 0.0) < amount for kind, amount in wants.items())
 
     def start(self, job: Job) -> None:
         engine = self.engine(job.order.address)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from neurofleet import paths
 from neurofleet.tracking.child import SETTINGS
-from neurofleet.tracking.orphans import sweep
+from neurofleet.tracking.orphans import FAILURE, sweep
 from neurofleet.tracking.store import check_reachable, store_uri
 
 UNENDED = ("RUNNING", "SCHEDULED")
@@ -29,8 +29,12 @@ def settle(status: str, run_ids: Sequence[str]) -> list[str]:
 
     client, ended = MlflowClient(uri, uri), []
     for run_id in run_ids:
+        before = client.get_run(run_id).info.status
         sweep(client, (paths.run(run_id) / "tracking").glob("*.jsonl"))
-        if client.get_run(run_id).info.status in UNENDED:
+        run = client.get_run(run_id)
+        # What was swept shows as FAILED where its process died without a word; here somebody knows more.
+        unsaid = run.info.status in UNENDED or (before in UNENDED and FAILURE in run.data.tags)
+        if unsaid:
             client.set_terminated(run_id, status)
             ended.append(run_id)
     return ended
