@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ import psutil
 import pytest
 
 from neurofleet import launch, paths
-from neurofleet.errors import ConfigError, DivergedError, LostWorkerError, ResourceError, UnreachableError, WorkerError
+from neurofleet.errors import (
+    ConfigError,
+    DivergedError,
+    LostWorkerError,
+    ResourceError,
+    StoppedError,
+    UnreachableError,
+    WorkerError,
+)
 from neurofleet.launch import connection, machine, workers
 from neurofleet.launch.relay import Relay
 from neurofleet.progress import Progress
@@ -225,6 +234,24 @@ def test_a_worker_that_is_killed_counts_more_than_its_partners_complaint() -> No
     assert (type(died), str(died)) == (LostWorkerError, "a worker died (OSError): The actor died")
     assert workers._cause(Failed(bug, OSError("The actor died"))) is bug
     assert workers._cause(Failed(complaint)) is complaint
+
+
+class Interrupted:
+    """Stands in for a trainer that a signal's handler of Ray ends."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def fit(self) -> None:
+        raise SystemExit(self.code)
+
+
+def test_sigterm_and_ctrl_c_are_told_apart_whatever_ray_does_with_them() -> None:
+    with pytest.raises(StoppedError, match="SIGTERM") as caught:
+        workers._fit(Interrupted(signal.SIGTERM))
+    assert caught.value.exit_code == 143
+    with pytest.raises(KeyboardInterrupt):
+        workers._fit(Interrupted(0))
 
 
 # Functions for the workers; Ray carries them by value since tests are no package.

@@ -57,6 +57,7 @@ def said(error: str, message: str = "boom", **more: Any) -> dict[str, Any]:
         (said("ConfigError", exit_code=2), USER),
         (said("UnreachableError", exit_code=2), UNREACHABLE),
         (said("StoppedError", exit_code=143), PREEMPTED),
+        (said("KeyboardInterrupt", "", exit_code=130), PREEMPTED),
         (said("DivergedError", step=7), ERROR),
         (said("WorkerError", "worker 1 raised ValueError: no"), ERROR),
         (said("WorkerError", "worker 0 raised RuntimeError: [gloo] Connection closed by peer"), LOST),

@@ -91,7 +91,7 @@ def _said(said: dict[str, Any], step: int | None) -> Cause:
     kind = ERROR
     if error == "LostWorkerError" or (error == "WorkerError" and PARTNER_LOST.search(text)):
         kind = LOST
-    elif error == "StoppedError":
+    elif error in ("StoppedError", "KeyboardInterrupt"):
         kind = PREEMPTED
     elif error == "UnreachableError":
         kind = UNREACHABLE

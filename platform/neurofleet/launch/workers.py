@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from neurofleet import progress
-from neurofleet.errors import ConfigError, LostWorkerError, NeurofleetError, ResourceError, WorkerError
+from neurofleet.errors import ConfigError, LostWorkerError, NeurofleetError, ResourceError, StoppedError, WorkerError
 from neurofleet.launch.connection import bundle, connected, environment, passed_on
 from neurofleet.launch.relay import relayed
 
@@ -137,7 +137,9 @@ def _fit(trainer: Any) -> Any:
         return trainer.fit().return_value
     except TrainingFailedError as error:
         raise _cause(error) from None
-    except SystemExit:
+    except SystemExit as ended:
+        if ended.code == signal.SIGTERM:  # whose handler `ray.init` replaces
+            raise StoppedError("stopped by SIGTERM", signal.SIGTERM) from None
         raise KeyboardInterrupt from None
     finally:
         with contextlib.suppress(ValueError):  # not in the main thread, where Ray leaves the handler alone too
