@@ -10,9 +10,10 @@ nothing, since MLflow's rows are keyed by name, step, time and value, and the re
 arrives exactly once, whether the server, the child or the training process dies and comes back.
 """
 
-from neurofleet.tracking.client import RUNS, Tracker, warm_up
+from neurofleet.tracking.client import RUNS, Tracker
 from neurofleet.tracking.lineage import code_tags, flatten
 from neurofleet.tracking.store import artifact_root, prepare_store, store_uri, ui_address
+from neurofleet.tracking.warm import warm_up
 
 __all__ = ["RUNS", "Tracker", "artifact_root", "code_tags", "flatten", "prepare_store", "store_uri", "ui_address"]
 __all__ += ["warm_up"]

@@ -8,15 +8,14 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from neurofleet import errors, paths
 from neurofleet.errors import RunError
-from neurofleet.tracking import records
+from neurofleet.tracking import records, warm
 from neurofleet.tracking.lineage import flatten
 from neurofleet.tracking.store import artifact_root, store_uri
 
@@ -33,30 +32,6 @@ def _milliseconds() -> int:
 def _check_status(status: str) -> None:
     if status not in ("FINISHED", "FAILED", "KILLED"):
         raise ValueError(f"a run ends FINISHED, FAILED or KILLED, got {status!r}")
-
-
-_waiting: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
-"""a child that imports MLflow while its order is not known yet"""
-
-
-def warm_up() -> None:
-    """Start the next tracker's child now: it imports MLflow while the caller imports what it needs."""
-    if not _waiting:
-        _waiting.append(_start_child())
-
-
-def _start_child() -> tuple[subprocess.Popen[bytes], IO[bytes]]:
-    noise: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the child)
-    path = [str(paths.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "neurofleet.tracking"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=noise,
-        env=dict(os.environ, PYTHONPATH=os.pathsep.join(path)),
-        start_new_session=True,
-    )
-    return child, noise
 
 
 class Tracker:
@@ -213,7 +188,7 @@ class Tracker:
     def _spawn(self) -> None:
         self._num_starts += 1
         self._checked = _milliseconds()
-        self._child, self._noise = _waiting.pop() if _waiting else _start_child()
+        self._child, self._noise = warm.take()
         self._tell(self._order)
 
     def _restart(self) -> None:

@@ -7,8 +7,6 @@ import getpass
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from neurofleet.tracking.orphans import FAILURE
-
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
@@ -16,6 +14,8 @@ if TYPE_CHECKING:
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """opens MLflow's pages on training runs, where they would open on language-model traces"""
+FAILURE = "failure"
+"""the tag of a run whose process is dead"""
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",

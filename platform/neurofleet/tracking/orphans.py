@@ -24,15 +24,11 @@ from neurofleet import paths
 from neurofleet.errors import UnreachableError
 from neurofleet.tracking import records
 from neurofleet.tracking.delivery import Delivery, try_lock
-from neurofleet.tracking.opening import SETTINGS
+from neurofleet.tracking.opening import FAILURE, SETTINGS
 from neurofleet.tracking.store import censored, check_reachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-
-FAILURE = "failure"
-"""the tag of a run whose process is dead"""
 
 
 def end_run(client: MlflowClient, run_id: str, status: str | None) -> None:

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from neurofleet import paths
-from neurofleet.tracking.child import SETTINGS
-from neurofleet.tracking.orphans import FAILURE, sweep
+from neurofleet.tracking.opening import FAILURE, SETTINGS
+from neurofleet.tracking.orphans import sweep
 from neurofleet.tracking.store import check_reachable, store_uri
 
 UNENDED = ("RUNNING", "SCHEDULED")
