@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from neurofleet.errors import ResourceError
 from neurofleet.study.tape import NotTapedError, record
 
 BEFORE = torch.full((2, 3), 2.0)
@@ -36,6 +37,32 @@ def test_a_tape_sees_what_became_of_tensors_that_it_keeps() -> None:
     _, tape = record(lambda given: given * kept, torch.ones(3))
     kept.fill_(5)
     assert tape(torch.ones(3)).tolist() == [5, 5, 5]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's compiler's own
+def test_a_compiled_tape_makes_the_same_and_sees_what_became_of_tensors() -> None:
+    kept = torch.ones(5)
+
+    def function(given: dict[str, Tensor], step: Tensor) -> Tensor:
+        return squares(given, step)[1][0] @ given["weights"] * kept  # type: ignore[operator]
+
+    _, tape = record(function, inputs(0), torch.tensor(1.0), compiled=True)
+    for seed in range(1, 3):
+        kept.fill_(seed)
+        torch.testing.assert_close(
+            tape(inputs(seed), torch.tensor(2.0)), function(inputs(seed), torch.tensor(2.0)).detach()
+        )
+
+
+def test_a_machine_that_cannot_compile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise torch._dynamo.exc.BackendCompilerFailed(print, RuntimeError("no compiler"), None)
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: refused)
+    _, tape = record(lambda given: given * 2, torch.ones(3), compiled=True)
+    with pytest.raises(ResourceError, match=r"no compiler.*search\.fuse=stack"):
+        tape(torch.ones(3))
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ SEARCH_ROOMS: dict[str, str | tuple[str, ...]] = {
     "search.sampler": ("optuna.samplers.", "neurofleet.study.samplers."),
     "scheduler": ("neurofleet.study.schedulers.", RAY),
 }
-FUSE = ("auto", "stack", "pack", "off")
+FUSE = ("auto", "stack", "compile", "pack", "off")
 CMA_ES = "optuna.samplers.CmaEsSampler"
 GRID = "optuna.samplers.GridSampler"
 ONE_SHOT = "neurofleet.study.samplers.OneShot"

@@ -49,11 +49,14 @@ class Objectives(nn.Module):
 class Stack(Cohort):
     """Trials that `stacking.signature` finds alike.
 
+    compiled: whether torch.compile makes kernels of their steps, which takes it seconds for each number of trials
+
     Raises:
         NotStackableError: they cannot train as one model; nothing has been trained.
     """
 
-    def __init__(self, trials: Sequence[Trial], wanted: frozenset[str]) -> None:
+    def __init__(self, trials: Sequence[Trial], wanted: frozenset[str], *, compiled: bool = False) -> None:
+        self._compiled = compiled
         order = ordered([trial.plan.experiment["optimizer"] for trial in trials])
         super().__init__([trials[place] for place in order], wanted)
         assert isinstance(self.loader, ChunkLoader)
@@ -158,7 +161,8 @@ class Stack(Cohort):
         inputs = batch, context.rows, step, progress
         try:
             if kind not in self._tapes:
-                made, self._tapes[kind] = record(functools.partial(self._learning_at, context), *inputs)
+                function = functools.partial(self._learning_at, context)
+                made, self._tapes[kind] = record(function, *inputs, compiled=self._compiled)
             else:
                 made = self._tapes[kind](*inputs)
         except NotTapedError:

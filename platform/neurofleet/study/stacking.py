@@ -73,7 +73,7 @@ def _stacked(trials: Sequence[Trial], wanted: frozenset[str], fuse: str, max_sta
     made: list[Cohort] = []
     for index in range(num_stacks):
         part = trials[len(trials) * index // num_stacks : len(trials) * (index + 1) // num_stacks]
-        stack = Stack(part, wanted)
+        stack = Stack(part, wanted, compiled=fuse == "compile")
         check(stack)
         made.append(stack)
         if fuse == "auto" and index == 0:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
 
-from neurofleet.errors import NeurofleetError
+from neurofleet.errors import NeurofleetError, ResourceError
 
 REFUSED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-9}  # relative to the largest number of a result
@@ -32,8 +32,10 @@ class NotTapedError(NeurofleetError):
     """What the function does follows from more than the shapes of its tensors."""
 
 
-def record(function: Callable[..., Any], *inputs: Any) -> tuple[Any, Tape]:
+def record(function: Callable[..., Any], *inputs: Any, compiled: bool = False) -> tuple[Any, Tape]:
     """What `function` makes of these inputs (tensors, in dicts and sequences), and a tape that makes it of others.
+
+    compiled: by torch.compile, at the tape's first call
 
     Raises:
         NotTapedError: see this module.
@@ -42,7 +44,8 @@ def record(function: Callable[..., Any], *inputs: Any) -> tuple[Any, Tape]:
     with recorder:
         first = function(*inputs)
     results, structure = tree_flatten(first)
-    return first, Tape(function, recorder.finished(results), structure)
+    graph = recorder.finished(results)
+    return first, Tape(function, _compiled(graph) if compiled else graph.forward, structure)
 
 
 class Tape:
@@ -64,6 +67,22 @@ class Tape:
                 raise NotTapedError("the operations of a step are others at the next step")
             self._is_proven = True
         return tree_unflatten(results, self._structure)
+
+
+def _compiled(graph: fx.GraphModule) -> Callable[..., Any]:
+    run = torch.compile(graph, dynamic=False)
+
+    def checked(*inputs: Tensor) -> Any:
+        try:
+            return run(*inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = " ".join(str(error).split("\n")[:2])
+            raise ResourceError(
+                f"search.fuse=compile needs torch.compile to work here, with a C++ compiler, got: {reason}; "
+                "use search.fuse=stack"
+            ) from error
+
+    return checked
 
 
 def _close(ours: Tensor | None, expected: Tensor | None) -> bool:
@@ -127,12 +146,12 @@ class _Recorder(TorchDispatchMode):
             self.nodes[value] = self.graph.get_attr(name)
         return self.nodes[value]
 
-    def finished(self, results: Sequence[Any]) -> Callable[..., Any]:
+    def finished(self, results: Sequence[Any]) -> fx.GraphModule:
         self.graph.output(map_aggregate(list(results), self._node))
         for node in self.graph.nodes:
             _untranspose(node)
         self.graph.eliminate_dead_code()
-        return fx.GraphModule(self.constants, self.graph).forward
+        return fx.GraphModule(self.constants, self.graph)
 
 
 def _follows_from_values(function: Any, args: Sequence[Any]) -> bool:
