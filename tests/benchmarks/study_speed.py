@@ -10,7 +10,8 @@ each epoch, one thread a trial, Ray warm and two CPUs for all.
     Tune            Ray Tune with Lightning, an actor a trial; --trials-of-tune of them, and what that is for all
 
 `--rows` names those to run; the first always is.  `--case cnn` or `gru` is 32 trials on 500 rows of mnist5k or on
-japanese_vowels, where Tune trains the very network.  `--asha` lets both halve, Tune by its own ASHA with a report an epoch.
+japanese_vowels, where Tune trains the very network.  `--asha` lets both halve, Tune by its own ASHA with a report an
+epoch.
 
 A table gives the seconds, how many times as long as the first row each takes, and the mean validation loss of the
 trials, which has to agree within 5 %.
