@@ -31,6 +31,7 @@ from rich.table import Table
 
 from neurofleet import tracking
 from neurofleet.experiment import Experiment
+from neurofleet.launch import authentication, ensure_token
 from neurofleet.study import session
 from neurofleet.study.lane import Report
 
@@ -127,6 +128,8 @@ def main() -> None:
     parser.add_argument("--trials-an-actor", type=int, default=32)
     options = parser.parse_args()
     many, few = options.trials, options.trials_an_actor
+    os.environ.update(authentication())  # Ray reads it when it is imported, whoever does that first
+    ensure_token()
     ours(10)  # imports and caches
     table = Table("", title="stub trials", title_justify="left")
     for heading in ("trials", "seconds", "ms a trial"):
