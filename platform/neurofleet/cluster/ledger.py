@@ -25,6 +25,7 @@ from neurofleet import paths
 from neurofleet.cluster.job import ENDS, FAILED, RUNNING, STOPPED, SUBMITTED, WAITING, Job, Order, from_row
 from neurofleet.errors import ConfigError, nearest
 
+PATIENCE = 60.0  # seconds to wait for another process's transaction
 LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # none that is taken for another
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -54,12 +55,24 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))  # environments may hold passwords
-        self.connection = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self.connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
         self.connection.row_factory = sqlite3.Row
-        self.connection.execute("PRAGMA journal_mode=WAL")
+        self._use_wal()
         self.connection.execute("PRAGMA synchronous=FULL")
         if self.connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'by_job'").fetchone() is None:
             self.connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
+
+    def _use_wal(self) -> None:
+        """Whoever comes first changes the journal, for which sqlite does not wait, whatever its timeout."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self.connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
 
     def __enter__(self) -> Ledger:
         return self
