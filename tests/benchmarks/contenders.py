@@ -16,8 +16,9 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
 import pytorch_lightning as pl
@@ -45,6 +46,11 @@ def use_clock(name: str) -> None:
     """`cpu` counts this process alone: less noisy where others want the machine too, but blind to waiting."""
     global _clock
     _clock = CLOCKS[name]
+
+
+def quartiles(ratios: Sequence[float]) -> tuple[float, float, float]:
+    lower, middle, upper = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    return lower, middle, upper
 
 
 Timing = tuple[float, float]  # seconds of the training phase, the last validation's loss

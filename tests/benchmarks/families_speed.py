@@ -17,7 +17,6 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from statistics import median, quantiles
 from types import ModuleType
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -147,8 +146,7 @@ def compare(name: str, seconds: float, num_repetitions: int) -> tuple[tuple[str,
         ways = (ours, by_hand) if repetition % 2 == 0 else (by_hand, ours)
         taken = {way.__name__: way(network, epochs) for way in ways}
         ratios.append(taken["by_hand"] / taken["ours"])
-    lower, _, upper = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    middle = median(ratios)
+    lower, middle, upper = contenders.quartiles(ratios)
     return (name, f"{once * 1e3:.0f} ms", f"{middle:.2f}x", f"{lower:.2f} to {upper:.2f}"), middle
 
 

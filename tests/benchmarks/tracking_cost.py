@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import contenders
@@ -36,7 +36,7 @@ def report(task: Task, console: Console, num_repetitions: int) -> None:
     table.add_row(f"  the longest waits: {longest}", f"{cost['waits']:.2f} s in all", "")
     table.add_row("  beside the training: CPU time of tracking's own process", f"{cost['child']:.1f} s", "")
     slower = every_step(task, num_repetitions)
-    lower, middle, upper = quantiles(slower, n=4) if len(slower) > 1 else slower * 3
+    lower, middle, upper = contenders.quartiles(slower)
     table.add_row(
         "every step measured and tracked, over one in 50", f"{middle:+.1%} ({lower:+.1%} to {upper:+.1%})", "5 %"
     )

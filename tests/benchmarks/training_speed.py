@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["NEUROFLEET_HOME"] = tempfile.mkdtemp(prefix="neurofleet-bench-")
@@ -72,8 +72,8 @@ def compare(task: Task, tracker: Tracker, num_repetitions: int) -> None:
         table.add_column(heading, justify="right")
     for name, own in rates.items():
         ratios = [ours / theirs for ours, theirs in zip(rates["Neurofleet"], own, strict=True)]
-        lower, _, upper = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
-        table.add_row(name, f"{median(own):.0f}", f"{median(ratios):.2f}x", f"{lower:.2f} to {upper:.2f}")
+        lower, middle, upper = contenders.quartiles(ratios)
+        table.add_row(name, f"{median(own):.0f}", f"{middle:.2f}x", f"{lower:.2f} to {upper:.2f}")
     console.print(table)
 
 

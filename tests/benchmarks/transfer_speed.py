@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["NEUROFLEET_HOME"] = tempfile.mkdtemp(prefix="neurofleet-bench-")
@@ -140,8 +139,8 @@ def show(title: str, rows: list[tuple[str, list[float]]]) -> None:
     for heading in ("median", "quartiles"):
         table.add_column(heading, justify="right")
     for name, ratios in rows:
-        lower, _, upper = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
-        table.add_row(name, f"{median(ratios):.2f}", f"{lower:.2f} to {upper:.2f}")
+        lower, middle, upper = contenders.quartiles(ratios)
+        table.add_row(name, f"{middle:.2f}", f"{lower:.2f} to {upper:.2f}")
     console.print(table)
 
 
