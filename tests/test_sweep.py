@@ -477,7 +477,7 @@ def test_a_mistake_is_a_config_error(overrides: list[str], message: str) -> None
         ({"num_trials": None}, r"search\.num_trials needs a whole number of at least 1, got None"),
         ({"max_concurrent": 0}, r"search\.max_concurrent needs a whole number of at least 1 or null"),
         ({"max_stack": None}, r"search\.max_stack needs a whole number of at least 1, got None"),
-        ({"fuse": "stacked"}, r"search\.fuse needs one of auto, stack, pack, off, got 'stacked'"),
+        ({"fuse": "stacked"}, r"search\.fuse needs one of auto, stack, compile, pack, off, got 'stacked'"),
         ({"fuse": ["off"]}, r"search\.fuse needs one of"),
         ({"fuse": 0}, r"search\.fuse needs one of"),
         ({"time_limit_minutes": 0}, r"search\.time_limit_minutes needs a number above 0 or null"),

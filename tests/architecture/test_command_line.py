@@ -22,6 +22,12 @@ finally:
 """
 
 
+@pytest.fixture(autouse=True)
+def no_jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What `jobs` prints must not hang on the jobs that other tests left."""
+    monkeypatch.setenv("NEUROFLEET_HOME", str(tmp_path))
+
+
 def imported_by(arguments: list[str], heavy: tuple[str, ...], folder: Path) -> tuple[str, list[str]]:
     """What `neurofleet ARGUMENTS` prints, and which of `heavy` it had imported at its end."""
     code = REPORT.format(arguments=arguments, heavy=heavy)
