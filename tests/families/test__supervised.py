@@ -29,6 +29,10 @@ def family(spec: DataSpec, label_smoothing: float = 0.0) -> MLP:
     return MLP(spec=spec, label_smoothing=label_smoothing, **plain).double()
 
 
+def metrics_of(spec: DataSpec) -> Any:
+    return make_metrics(spec.task, len(spec.classes), len(spec.targets))
+
+
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> float:
     """-sum of q log p, where q is one-hot mixed with the uniform distribution."""
     total = 0.0
@@ -104,18 +108,18 @@ def test_a_context_that_does_not_measure_gets_no_metrics(make_spec: MakeSpec) ->
 
 def test_scores_of_held_out_data_by_hand(make_spec: MakeSpec) -> None:
     outputs, targets = torch.tensor([[3.0], [-1.0], [0.5], [-2.0]]), torch.tensor([[1], [1], [0], [0]])
-    found = make_metrics(make_spec("binary"))(outputs, targets)
+    found = metrics_of(make_spec("binary"))(outputs, targets)
     assert {name: float(value) for name, value in found.items()} == pytest.approx(
         {"accuracy": 0.5, "f1": 0.5, "auroc": 0.75}
     )
     values, wanted = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[1.0], [3.0], [2.0]])
-    found = make_metrics(make_spec("regression", num_outputs=1))(values, wanted)
+    found = metrics_of(make_spec("regression", num_outputs=1))(values, wanted)
     expected = {"r2": 1 - 5 / 2, "mae": 1.0, "rmse": math.sqrt(5 / 3)}
     assert {name: float(value) for name, value in found.items()} == pytest.approx(expected)
-    found = make_metrics(make_spec("multiclass"))(LOGITS.float(), torch.tensor([0, 2, 2]))
+    found = metrics_of(make_spec("multiclass"))(LOGITS.float(), torch.tensor([0, 2, 2]))
     assert float(found["accuracy"]) == pytest.approx(2 / 3)
     assert float(found["f1"]) == pytest.approx((1 + 0 + 2 / 3) / 3)
-    found = make_metrics(make_spec("multilabel"))(LOGITS.float(), LABELS.long())
+    found = metrics_of(make_spec("multilabel"))(LOGITS.float(), LABELS.long())
     assert float(found["accuracy"]) == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
 
 

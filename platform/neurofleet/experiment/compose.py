@@ -183,3 +183,10 @@ def has_interpolations(config: DictConfig) -> bool:
     from omegaconf import OmegaConf
 
     return "${" in str(OmegaConf.to_container(config, resolve=False))
+
+
+def without(config: DictConfig, sections: Sequence[str]) -> DictConfig:
+    """The config but for these sections."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in sections])

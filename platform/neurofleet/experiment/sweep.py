@@ -11,14 +11,26 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from neurofleet.errors import ConfigError, nearest
-from neurofleet.experiment.check import CMA_ES, GRID, ONE_SHOT, SECTIONS, Experiment, check, check_search
-from neurofleet.experiment.compose import as_text, composed, has_interpolations, parsed, plain
+from neurofleet.experiment.check import (
+    CMA_ES,
+    GRID,
+    ONE_SHOT,
+    SEARCH_SECTIONS,
+    SECTIONS,
+    Experiment,
+    check,
+    check_search,
+)
+from neurofleet.experiment.compose import as_text, composed, has_interpolations, parsed, plain, without
 from neurofleet.experiment.space import Dimension, Space, bare, grid_size, is_group, parse, plain_value, root
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 __all__ = ["TRAIN", "Composer", "Dimension", "Space", "Verb", "grid_size", "parse"]
 
@@ -41,6 +53,7 @@ def _of_training(sections: dict[str, Any]) -> Experiment:
 
 
 TRAIN = Verb("train", _of_training)
+OF_STUDY = (*SEARCH_SECTIONS, "finder", "pipeline", "failed_only")  # what a study's config has beside its verb's
 
 
 class Composer:
@@ -62,7 +75,8 @@ class Composer:
                 "tune needs something to search, got no key with several values; "
                 "e.g. 'optimizer.lr=tag(log,interval(1e-4,1e-1))' or family=mlp,cnn"
             )
-        sections = _copied(_settings(verb.search, tuple(fixed)))
+        self._given = tuple(fixed)
+        sections = check_search(plain(_composed(verb.search, self._given)))
         self.verb = verb
         self.space = dict(space)
         self.search: dict[str, Any] = {key: value for key, value in sections["search"].items() if key != "space"}
@@ -81,7 +95,8 @@ class Composer:
     def of(cls, overrides: Sequence[str], verb: Verb = TRAIN) -> Composer:
         """From what stands after `neurofleet tune`, with the space of the chosen `search` file."""
         fixed, _ = parse(overrides, {})
-        return cls(*parse(overrides, _settings(verb.search, tuple(fixed))["search"]["space"]), verb)
+        settings = check_search(plain(_composed(verb.search, tuple(fixed))))
+        return cls(*parse(overrides, settings["search"]["space"]), verb)
 
     def experiment(self, params: Mapping[str, Any]) -> Experiment:
         """What `neurofleet train` would run with `fixed` and `overrides(params)`; a value for each searched key."""
@@ -133,7 +148,10 @@ class Composer:
         choice = json.dumps([params[key] for key in self._groups])
         if choice not in self._templates:
             first = {key: params[key] for key in (*self._groups, *self._added)}
-            config = composed(self.verb.name, [*self.fixed, *self.overrides(first)])
+            if first:
+                config = composed(self.verb.name, [*self.fixed, *self.overrides(first)])
+            else:  # it is part of what the study was composed from
+                config = without(_composed(self.verb.search, self._given), OF_STUDY)
             self._templates[choice] = None if has_interpolations(config) else plain(config)
         return self._templates[choice]
 
@@ -169,9 +187,9 @@ class Composer:
         self.search["num_trials"] = min(filter(None, (self.search["num_trials"], grid_size(self.space), most)))
 
 
-@functools.lru_cache(maxsize=1)  # first for the space, then for the rest
-def _settings(name: str, fixed: tuple[str, ...]) -> dict[str, Any]:
-    return check_search(plain(composed(name, list(fixed))))
+@functools.lru_cache(maxsize=1)  # for the space, for the rest, and for all trials if no config file is searched
+def _composed(name: str, fixed: tuple[str, ...]) -> DictConfig:
+    return composed(name, list(fixed))
 
 
 def _copied(node: Any) -> Any:

@@ -13,7 +13,9 @@ B batch, C classes, L labels, T target columns.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -23,7 +25,7 @@ from torchmetrics import Metric, MetricCollection, classification, regression
 
 from neurofleet.errors import ConfigError
 from neurofleet.families._base import Family, Objective
-from neurofleet.spec import DataSpec
+from neurofleet.spec import DataSpec, Task
 from neurofleet.steps import Batch, Context
 
 NUM_MISTAKES = 16  # to look at
@@ -90,8 +92,12 @@ class SupervisedFamily(Family):
                 return {"accuracy": (outputs > 0) == (targets > 0.5)}
 
     @property
+    def _scored(self) -> tuple[Task, int, int]:
+        return self.spec.task, len(self.spec.classes), len(self.spec.targets)
+
+    @property
     def score_names(self) -> list[str]:
-        return ["loss", *make_metrics(self.spec)]
+        return ["loss", *make_metrics(*self._scored)]
 
     @property
     def quick_scores(self) -> frozenset[str]:
@@ -100,6 +106,14 @@ class SupervisedFamily(Family):
 
     # Held-out data: the mean loss, and the scores of torchmetrics.
 
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        self._scores["val"] = _metrics(*self._scored, self.device)
+        self._scores["val"].reset()
+        try:
+            return super().evaluate(batches)
+        finally:
+            del self._scores["val"]
+
     def _evaluate(self, batch: Batch, stage: str) -> None:
         inputs, targets = batch
         context = self._context(batch, 0, training=False)
@@ -107,7 +121,7 @@ class SupervisedFamily(Family):
         loss = self.loss(outputs, targets, context)
         self._tally(stage, {"loss": loss} | scores, len(targets))
         if stage not in self._scores:
-            self._scores[stage] = make_metrics(self.spec).to(outputs.device)
+            self._scores[stage] = make_metrics(*self._scored).to(outputs.device)
         if self.spec.task in ("binary", "multilabel"):
             # torchmetrics takes numbers in [0, 1] for probabilities, and by batch: so logits may not reach it.
             outputs = outputs.double().sigmoid()
@@ -147,12 +161,17 @@ def embedding_spec(spec: DataSpec, size: int) -> DataSpec:
     return dataclasses.replace(spec, task="regression", targets=names, classes=(), target_mean=zeros, target_std=ones)
 
 
-def make_metrics(spec: DataSpec) -> MetricCollection:
+@functools.lru_cache(maxsize=1)
+def _metrics(task: Task, num_classes: int, num_targets: int, device: torch.device) -> MetricCollection:
+    """For one whole pass after another: making them takes longer than the pass of a small network."""
+    return make_metrics(task, num_classes, num_targets).to(device)
+
+
+def make_metrics(task: Task, num_classes: int, num_targets: int) -> MetricCollection:
     """The scores of one pass over held-out data, on logits of classes, probabilities of labels, standardised values."""
     metrics: dict[str, Metric | MetricCollection]
-    match spec.task:
+    match task:
         case "multiclass":
-            num_classes = len(spec.classes)
             metrics = {
                 "accuracy": classification.MulticlassAccuracy(num_classes, average="micro"),
                 "f1": classification.MulticlassF1Score(num_classes, average="macro"),
@@ -164,14 +183,12 @@ def make_metrics(spec: DataSpec) -> MetricCollection:
                 "auroc": classification.BinaryAUROC(),
             }
         case "multilabel":
-            num_labels = len(spec.targets)
             metrics = {
-                "accuracy": classification.MultilabelAccuracy(num_labels),
-                "f1": classification.MultilabelF1Score(num_labels),
-                "average_precision": classification.MultilabelAveragePrecision(num_labels),
+                "accuracy": classification.MultilabelAccuracy(num_targets),
+                "f1": classification.MultilabelF1Score(num_targets),
+                "average_precision": classification.MultilabelAveragePrecision(num_targets),
             }
         case _:
-            num_targets = len(spec.targets)
             metrics = {"r2": regression.R2Score()}
             if num_targets == 1:
                 metrics |= {"mae": regression.MeanAbsoluteError(), "rmse": regression.MeanSquaredError(squared=False)}

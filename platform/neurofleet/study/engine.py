@@ -182,12 +182,16 @@ class Engine:
 
     def _take(self, reports: Sequence[Report]) -> None:
         """Write down what became of trials, then say so."""
+        before = self.opened.best
         for report in reports:
             if len(self.objectives) == 1:
                 for row in report.history or [{**report.scores, "epoch": report.epoch}]:
                     self._measured(report.number, row)
             if report.state is not None:
                 self._end(report)
+        best = self.opened.best
+        if best is not None and best is not before:  # what is kept is never behind the journal
+            self._keep(next(report for report in reports if report.number == best.number))
         self.opened.flush()
         for report in reports:
             if report.state is not None:
@@ -215,16 +219,13 @@ class Engine:
         for name, value in about.items():
             if value is not None:
                 self.opened.storage.set_trial_user_attr(self._ids[report.number], name, value)
-        if values is not None and report.weights and self._is_best(values):
-            values_of = self._values[report.number]
-            text = self.composer.experiment_file(values_of)
-            self.opened.keep(self._experiments[report.number], report, self.composer.overrides(values_of), text)
         self.opened.tell(self._trial(report.number), values, state)
         self._num_over += 1
 
-    def _is_best(self, values: Sequence[float]) -> bool:
-        best = self.opened.best
-        return best is None or best.value is None or values[0] * self._sign < best.value * self._sign
+    def _keep(self, best: Report) -> None:
+        values = self._values[best.number]
+        text = self.composer.experiment_file(values)
+        self.opened.keep(self._experiments[best.number], best, self.composer.overrides(values), text)
 
     def _overrides(self, number: int) -> list[str]:
         return self.composer.overrides(storage.values(self.composer.space, self._trial(number).params))

@@ -71,7 +71,7 @@ class Lane:
         self.rank, self.fuse, self.max_stack, self.lockstep = rank, fuse, max_stack, lockstep
         self.wanted = wanted - set(MEASURES)
         self._is_timed = "latency_ms" in wanted
-        self._best = math.inf
+        self._best = math.inf, 0  # the value of the best trial, by sign, and its number: the first of equals counts
         self._cohorts: list[Cohort] = []
         self._data: dict[str, Any] = {}
         self._supplies: dict[int, Supply] = {}  # of the trials that train, which may hold environments open
@@ -211,8 +211,8 @@ class Lane:
         self._release(trial.number)
         if self.rank is not None:
             value = ({**trial.verdict, "num_parameters": report.num_parameters} | measures)[self.rank[0]] * self.rank[1]
-            if value < self._best:
-                self._best, state = value, trial.plan.family.state_dict()
+            if (value, trial.number) < self._best:
+                self._best, state = (value, trial.number), trial.plan.family.state_dict()
                 weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         return dataclasses.replace(
             report,
