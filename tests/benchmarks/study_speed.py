@@ -63,11 +63,16 @@ CASES = {
     "cnn": ["family=cnn", "data=mnist5k", "data.train_rows=500"],
     "gru": ["family=rnn", "family.cell=gru", "data=japanese_vowels"],
 }
-GRACE, FACTOR = 1, 3  # of ASHA
+FACTOR = 3  # of ASHA: one of so many goes on
 
 
 def case() -> list[str]:
     return CASES[os.environ.get("STUDY_CASE", "mlp")]  # actors of Ray are told by it, too
+
+
+def grace(epochs: int) -> int:
+    """Epochs before ASHA's first rung."""
+    return max(1, epochs // 10)
 
 
 def rows() -> tuple[Any, Any, int]:
@@ -184,7 +189,7 @@ def tune(trainable: Any, settings: Settings, *, reuse: bool, halves: int = 0) ->
     asha = None
     if halves:
         asha = ray_tune.schedulers.ASHAScheduler(
-            metric="val/loss", mode="min", max_t=halves, grace_period=GRACE, reduction_factor=FACTOR
+            metric="val/loss", mode="min", max_t=halves, grace_period=grace(halves), reduction_factor=FACTOR
         )
     with tempfile.TemporaryDirectory() as folder:
         tuner = ray_tune.Tuner(
@@ -250,7 +255,7 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ.update(authentication())  # Ray reads it when it is imported, whoever does that first
     ensure_token()
-    halving = ["scheduler=asha", f"scheduler.grace_epochs={GRACE}", f"scheduler.reduction_factor={FACTOR}"]
+    halving = ["scheduler=asha", f"scheduler.grace_epochs={grace(epochs)}", f"scheduler.reduction_factor={FACTOR}"]
     more = halving if options.asha else []
     ours(trials, epochs, more)  # imports and caches
     alone = [ours(trials, epochs, more) for _ in range(options.repetitions)]
