@@ -22,6 +22,7 @@ from neurofleet.cluster.ledger import need_same
 from neurofleet.data import catalog
 from neurofleet.errors import ConfigError, nearest
 from neurofleet.launch.machine import num_cpus, num_gpus
+from neurofleet.launch.size import bounds
 
 Parts = dict[str, Any]  # fields of an Order
 
@@ -146,7 +147,7 @@ def _run(experiment: experiments.Experiment, address: str, run_id: str | None, a
     launcher = experiment["launcher"]
     needs = _one_process(experiment["trainer"])
     if launcher["name"] == "ray":
-        workers = launcher["num_workers"]
+        workers = bounds(launcher)[0]  # it starts where the fewest fit
         needs = {"cpus": float(workers * launcher["cpus_per_worker"]), "own_cpus": 0.0}
         needs |= {"gpus": float(workers) if launcher["use_gpu"] else 0.0, "own_gpus": 0.0}
     what = f"{experiments.family_name(experiment)} on {experiments.data_name(experiment)}"

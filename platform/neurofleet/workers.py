@@ -39,6 +39,13 @@ class Group(NamedTuple):
         return self.rank == 0
 
 
+class WorkersEnvironment(TorchElasticEnvironment):
+    """Where Lightning reads ranks; it wants as many workers on every node, and whoever has room for them need not."""
+
+    def validate_settings(self, num_devices: int, num_nodes: int) -> None:
+        pass
+
+
 class WorkersStrategy(DDPStrategy):
     """Lightning's view of a group of workers.  Gradients are `steps.run_chunk`'s business, so nothing wraps the module.
 
@@ -66,8 +73,8 @@ def trainer(accelerator: str, precision: str, stopper: EarlyStopping | None, gro
     """A Lightning Trainer that only trains: logs, checkpoints and progress are `neurofleet.watch`'s."""
     strategy: Strategy | str = "auto"
     devices = num_nodes = 1
-    if group.size > 1:
-        strategy = WorkersStrategy(cluster_environment=TorchElasticEnvironment())
+    if dist.is_initialized():  # a group of one, too: else Lightning warns that nothing is summed over workers
+        strategy = WorkersStrategy(cluster_environment=WorkersEnvironment())
         devices = int(os.environ.get("LOCAL_WORLD_SIZE", group.size))
         num_nodes = group.size // devices
     return pl.Trainer(

@@ -10,11 +10,12 @@ Only plain resolved dicts cross the border; rank 0's result comes back, or the f
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurofleet.errors import ConfigError
-from neurofleet.launch import workers
+from neurofleet.launch import elastic, workers
 from neurofleet.launch.connection import (
     API_SERVER,
     LOOPBACK,
@@ -26,13 +27,16 @@ from neurofleet.launch.connection import (
     passed_on,
 )
 from neurofleet.launch.machine import is_open, running, runs
+from neurofleet.launch.size import is_elastic, need_fixed
 
 if TYPE_CHECKING:
     from neurofleet.run import Result
     from neurofleet.tracking import Tracker
 
 __all__ = ["API_SERVER", "LOOPBACK", "authentication", "check", "cluster_nodes", "ensure_token", "is_open", "launch"]
-__all__ += ["passed_on", "running", "runs"]
+__all__ += ["need_fixed", "passed_on", "running", "runs"]
+
+NUM_WORKERS = "launcher/num_workers"  # a metric over steps, and a tag with its latest value
 
 
 def check(experiment: dict[str, Any]) -> None:
@@ -52,6 +56,12 @@ def check(experiment: dict[str, Any]) -> None:
         raise ConfigError(
             f"trainer.accelerator and launcher.use_gpu need to agree, got {accelerator} and "
             f"{str(launcher['use_gpu']).lower()}; use trainer.accelerator=auto"
+        )
+    by_steps = launcher["strategy"] == "ddp" or experiment["trainer"]["checkpoint"]["every_n_steps"] is not None
+    if is_elastic(launcher) and not by_steps:
+        raise ConfigError(
+            "launcher.strategy=fsdp with num_workers=[minimum, maximum] needs trainer.checkpoint.every_n_steps, got "
+            "null: sharded workers save by steps alone, and have nothing to go on from else; set it, or strategy=ddp"
         )
     with environment(workers.settings()):  # Ray reads some of it when it is imported
         check_room(launcher)
@@ -78,10 +88,20 @@ def launch(experiment: dict[str, Any], *, tracker: Tracker | None, folder: Path,
         "resume": resume,
         "working_folder": str(Path.cwd()),
     }
-    result = workers.fit(launcher, work, task, folder)
+    if is_elastic(launcher):
+        result = elastic.fit(launcher, work, task, folder, lambda size, step: _note(tracker, size, step))
+    else:
+        result = workers.fit(launcher, work, task, folder)
     from neurofleet.run import Result
 
     return Result(**(result | {"folder": Path(result["folder"])}))
+
+
+def _note(tracker: Tracker | None, num_workers: int, step: int) -> None:
+    """How many workers train from this step on is part of the run's record."""
+    if tracker is not None:
+        tracker.log_metrics(step, math.nan, {NUM_WORKERS: num_workers})
+        tracker.set_tags({NUM_WORKERS: num_workers})
 
 
 def work(task: dict[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,12 @@ import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from neurofleet import paths
 from neurofleet.errors import ResourceError, UnreachableError
 from neurofleet.launch.machine import is_open, num_cpus, num_gpus, running
+from neurofleet.launch.size import bounds, places
 
 # Set to 0, Ray leaves 127.0.0.1 alone on every system; else it takes it for the machine's outward address, and finds
 # nobody there.
@@ -90,6 +91,24 @@ def cluster_nodes(address: str) -> list[Any]:
         except (RayError, RuntimeError, OSError) as error:
             raise _unreachable(address, _first_line(error)) from None
     return [*status.active_nodes, *status.idle_nodes]
+
+
+class Node(NamedTuple):
+    """What is free on a node, and all that it has."""
+
+    free: dict[str, float]
+    whole: dict[str, float]
+
+
+def room() -> list[Node]:
+    """The nodes of the connected cluster.  One that does not answer is left out: Ray itself may take half a minute to
+    find out that it is dead."""
+    import ray
+
+    found = {node["NodeID"]: f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in ray.nodes()}
+    nodes = cluster_nodes(ray.get_runtime_context().gcs_address)
+    answering = [node for node in nodes if is_open(found.get(node.node_id, ""))]
+    return [Node(node.available_resources(), node.total_resources()) for node in answering]
 
 
 def _settings(address: str | None) -> dict[str, str]:
@@ -167,20 +186,20 @@ def _unreachable(address: str | None, reason: str) -> UnreachableError:
 def _need(launcher: Mapping[str, Any], nodes: list[dict[str, float]]) -> None:
     """Raise ResourceError if the workers can never all run at once."""
     share = bundle(launcher)
-    places = sum(int(min(node.get(kind, 0) // amount for kind, amount in share.items())) for node in nodes)
-    if places >= launcher["num_workers"]:
+    has_room = places(share, nodes)
+    if has_room >= bounds(launcher)[0]:
         return
     has = ", ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}s" for kind in share)
     wants = " and ".join(f"{amount:g} {kind}" for kind, amount in share.items())
     raise ResourceError(
         f"launcher.num_workers={launcher['num_workers']} with {wants} each needs more than the cluster has: {has} on "
-        f"{len(nodes)} node(s), room for {places} worker(s); lower launcher.num_workers or launcher.cpus_per_worker"
+        f"{len(nodes)} node(s), room for {has_room} worker(s); lower launcher.num_workers or launcher.cpus_per_worker"
     )
 
 
 def _say_if_busy(launcher: Mapping[str, Any], free: dict[str, float]) -> None:
     for kind, amount in bundle(launcher).items():
-        wanted = amount * launcher["num_workers"]
+        wanted = amount * bounds(launcher)[0]
         if free.get(kind, 0) < wanted:
             print(f"waiting for {wanted:g} {kind}s, {free.get(kind, 0):g} are free now ...", flush=True)
 

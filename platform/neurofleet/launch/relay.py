@@ -10,6 +10,8 @@ from typing import Any
 
 from neurofleet import progress
 
+# Pages of a dead raylet's inner state, which Ray shows everybody; that its node is dead it says elsewhere.
+NOISE = re.compile(r"\[state-dump\]|Raylet is terminated\. Termination is unexpected|grpc_client_manager\.h")
 PREFIX = re.compile(r"\((?:[\w.]+ )?pid=\d+(?:, ip=[\w.:]+)?\) ?")
 
 
@@ -43,6 +45,8 @@ class Relay:
         return len(text)
 
     def _show(self, line: str) -> None:
+        if NOISE.search(line):
+            return
         prefix = PREFIX.match(line)
         seen = progress.parse(line) if prefix else None
         if seen is not None:

@@ -23,6 +23,7 @@ from neurofleet import progress
 from neurofleet.errors import ConfigError, LostWorkerError, NeurofleetError, ResourceError, StoppedError, WorkerError
 from neurofleet.launch.connection import bundle, connected, environment, passed_on
 from neurofleet.launch.relay import relayed
+from neurofleet.launch.size import bounds
 
 # Ray's own switches; whoever sets one in the environment keeps it.
 SETTINGS = {
@@ -54,9 +55,10 @@ def check(launcher: Mapping[str, Any]) -> None:
         )
     if launcher["name"] == "local":
         return
-    for name in ("num_workers", "cpus_per_worker"):
-        if type(launcher[name]) is not int or launcher[name] < 1:  # not isinstance: True is an int
-            raise ConfigError(f"launcher.{name} needs a whole number of at least 1, got {launcher[name]!r}")
+    bounds(launcher)
+    threads = launcher["cpus_per_worker"]
+    if type(threads) is not int or threads < 1:  # not isinstance: True is an int
+        raise ConfigError(f"launcher.cpus_per_worker needs a whole number of at least 1, got {threads!r}")
     if not isinstance(launcher["use_gpu"], bool):
         raise ConfigError(f"launcher.use_gpu needs true or false, got {launcher['use_gpu']!r}")
     if launcher["strategy"] not in ("ddp", "fsdp"):
@@ -72,30 +74,52 @@ def fit(
     launcher: Mapping[str, Any], function: Callable[[dict[str, Any]], Any], task: dict[str, Any], folder: Path
 ) -> Any:
     """Call `function(task)` in every worker of a process group; returns what rank 0 returned."""
-    bar = progress.Bar(f"{launcher['num_workers']} workers")
+    with ready(launcher, f"{launcher['num_workers']} workers") as local:
+        print(f"starting {launcher['num_workers']} workers ...", flush=True)
+        return attempt(launcher, function, task, folder, local=local)
+
+
+@contextlib.contextmanager
+def ready(launcher: Mapping[str, Any], what: str) -> Iterator[bool]:
+    """A connection to the Ray on which workers start, under a bar of their progress; yields as `connected` does."""
+    bar = progress.Bar(what)
     # The relay is the outermost: the last lines arrive while the connection closes.
     with bar, relayed(bar), environment(settings()), connected(launcher) as local:
-        import ray.train
-        from ray.train.torch import TorchConfig, TorchTrainer
+        yield local
 
-        print(f"starting {launcher['num_workers']} workers ...", flush=True)
-        train: Any = ray.train  # mypy sees the classes of v1
-        trainer = TorchTrainer(
-            _guarded,
-            train_loop_config={"function": function, "task": task},
-            torch_config=TorchConfig(backend="nccl" if launcher["use_gpu"] else "gloo"),
-            scaling_config=train.ScalingConfig(
-                num_workers=launcher["num_workers"], use_gpu=launcher["use_gpu"], resources_per_worker=bundle(launcher)
-            ),
-            run_config=train.RunConfig(
-                name="ray_train",
-                storage_path=str(folder),
-                failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=0),
-                worker_runtime_env={"env_vars": worker_environment(launcher, local)},
-                logging_config=train.LoggingConfig(log_level="CRITICAL"),  # errors come back as exceptions
-            ),
-        )
-        return _fit(trainer)
+
+def attempt(
+    launcher: Mapping[str, Any],
+    function: Callable[[dict[str, Any]], Any],
+    task: dict[str, Any],
+    folder: Path,
+    *,
+    local: bool,
+) -> Any:
+    """`fit`, where Ray is connected already.
+
+    local: whether all of it is on 127.0.0.1
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    train: Any = ray.train  # mypy sees the classes of v1
+    trainer = TorchTrainer(
+        _guarded,
+        train_loop_config={"function": function, "task": task},
+        torch_config=TorchConfig(backend="nccl" if launcher["use_gpu"] else "gloo"),
+        scaling_config=train.ScalingConfig(
+            num_workers=launcher["num_workers"], use_gpu=launcher["use_gpu"], resources_per_worker=bundle(launcher)
+        ),
+        run_config=train.RunConfig(
+            name="ray_train",
+            storage_path=str(folder),
+            failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=0),
+            worker_runtime_env={"env_vars": worker_environment(launcher, local)},
+            logging_config=train.LoggingConfig(log_level="CRITICAL"),  # errors come back as exceptions
+        ),
+    )
+    return _fit(trainer)
 
 
 def _guarded(config: dict[str, Any]) -> Any:

@@ -161,6 +161,7 @@ def order(overrides: Sequence[str]) -> Order:
     planned = plan(from_config(config))
     finder.check(planned)
     launch.check(planned.experiment)
+    launch.need_fixed(planned.experiment["launcher"], "a finder")
     own = [one for one in overrides if _root(one) != "finder"]
     return Order(finder, section, own, planned)
 

@@ -129,6 +129,7 @@ def begin(order: Order) -> Plan:
     one_shot.check(order.composer)
     experiment = order.composer.experiment(next(_points(order.composer)))
     launch.check(experiment)
+    launch.need_fixed(experiment["launcher"], "a study")
     if experiment["launcher"].get("strategy") == "fsdp":
         raise ConfigError(
             "a study trains each of its trials in one worker, got launcher.strategy=fsdp, which shards a network over "

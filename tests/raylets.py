@@ -1,0 +1,31 @@
+"""A Ray cluster of several raylets on 127.0.0.1: `raylets.py CPUS CPUS ...`, the first of them the head's.
+
+Prints {"address": host:port} when all are there.  Each line on stdin is the number of a node: its processes are killed,
+its raylet first.  At the end of stdin the rest goes, too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+
+def main(cpus: list[int]) -> None:
+    place: dict[str, Any] = {"node_ip_address": "127.0.0.1", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    cluster = Cluster(initialize_head=True, head_node_args=place | {"num_cpus": cpus[0], "dashboard_port": 0})
+    nodes = [cluster.head_node]
+    nodes += [cluster.add_node(node_ip_address="127.0.0.1", num_cpus=number) for number in cpus[1:]]
+    try:
+        print(json.dumps({"address": cluster.address}), flush=True)
+        for line in sys.stdin:
+            cluster.remove_node(nodes[int(line)], allow_graceful=False)
+            print(json.dumps({"removed": int(line)}), flush=True)
+    finally:
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main([int(one) for one in sys.argv[1:]])
