@@ -7,6 +7,8 @@ its raylet first.  At the end of stdin the rest goes, too.
 from __future__ import annotations
 
 import json
+import os
+import socket
 import sys
 from typing import Any
 
@@ -14,8 +16,14 @@ from ray.cluster_utils import Cluster
 
 
 def main(cpus: list[int]) -> None:
-    place: dict[str, Any] = {"node_ip_address": "127.0.0.1", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
-    cluster = Cluster(initialize_head=True, head_node_args=place | {"num_cpus": cpus[0], "dashboard_port": 0})
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Else Ray's own actors look for a dashboard on this machine, where other tests may have theirs.
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    dashboard: dict[str, Any] = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
+    head = {"node_ip_address": "127.0.0.1", "num_cpus": cpus[0], **dashboard}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.head_node]
     nodes += [cluster.add_node(node_ip_address="127.0.0.1", num_cpus=number) for number in cpus[1:]]
     try:

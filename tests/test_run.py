@@ -177,8 +177,8 @@ def test_the_seed_decides(family: list[str], compose: Callable[..., Experiment],
     assert difference(tmp_path / "first", tmp_path / "other") > 1e-3
 
 
-SHARDED = ["launcher=ray", "launcher.strategy=fsdp", "trainer.checkpoint.every_n_steps=7"]
-SHARDED += ["trainer.checkpoint.keep_last=1000"]
+STEPS = ["trainer.checkpoint.every_n_steps=7", "trainer.checkpoint.keep_last=1000"]
+SHARDED = ["launcher=ray", "launcher.strategy=fsdp", *STEPS]
 GROUPS = {
     "mlp-2": (2, MLP),
     "mlp-3": (3, MLP),
@@ -188,6 +188,7 @@ GROUPS = {
     ),
     "cnn-2": (2, CNN),
     "binary-3": (3, [*QUICK, "data=breast_cancer", "family.dropout=0.2", "data.batch_size=100"]),
+    "mlp-steps": (2, [*MLP, *STEPS]),
     "mlp-sharded": (2, [*MLP, *SHARDED]),
     "cnn-sharded": (2, [*CNN, *SHARDED, "trainer.gradient_clip_val=0.5"]),
     "regression-2": (2, [*QUICK, "data=diabetes", "family.dropout=0.2", "data.batch_size=101"]),
@@ -228,17 +229,25 @@ def test_workers_end_with_the_weights_of_one(
 
 
 @pytest.mark.slow
-def test_sharded_workers_go_on_from_a_checkpoint(
+def test_workers_go_on_from_a_checkpoint_however_many_they_are_now(
     groups: Path, compose: Callable[..., Experiment], tmp_path: Path, project_root: Path
 ) -> None:
-    experiment = compose(*GROUPS["mlp-sharded"][1])
-    shutil.copytree(groups / "mlp-sharded", tmp_path / "cut")
-    (tmp_path / "cut" / "weights.safetensors").unlink()
-    index = tmp_path / "cut" / "checkpoints" / "index.json"
-    index.write_text(json.dumps(json.loads(index.read_text())[:2]))
-    job = {"experiment": experiment, "folder": str(tmp_path / "cut"), "num_workers": 2, "resume": True}
-    run_groups([job], tmp_path, project_root)
-    assert difference(tmp_path / "cut", groups / "mlp-sharded") == 0
+    jobs = []
+    for name in ("mlp-sharded", "mlp-steps"):
+        for num_workers in (1, 2, 3):
+            folder = tmp_path / f"{name}-{num_workers}"
+            shutil.copytree(groups / name, folder)
+            (folder / "weights.safetensors").unlink()
+            index = folder / "checkpoints" / "index.json"
+            index.write_text(json.dumps(json.loads(index.read_text())[:2]))
+            job = {"experiment": compose(*GROUPS[name][1]), "folder": str(folder), "num_workers": num_workers}
+            # Two on one node and one on another, as a cluster may have room for them.
+            jobs.append(job | {"resume": True, "nodes": {1: [1], 2: [2], 3: [2, 1]}[num_workers]})
+    run_groups(jobs, tmp_path, project_root)
+    for name in ("mlp-sharded", "mlp-steps"):
+        assert difference(tmp_path / f"{name}-2", groups / name) == 0
+        for num_workers in (1, 3):
+            assert difference(tmp_path / f"{name}-{num_workers}", groups / name) < 1e-9
 
 
 def test_a_sharded_run_refuses_a_kernel_that_does_not_know_shards(compose: Callable[..., Experiment]) -> None:

@@ -1,4 +1,5 @@
-"""What `run` promises for every family: workers end with the weights of one, and a cut run with those of a whole one.
+"""What `run` promises for every family: workers end with the weights of one, and a cut run with those of a whole one,
+also where fewer workers go on than began.
 
 Each family trains twice over a dataset that it accepts (`FIRST` says which is taken, by preference), in float64.
 """
@@ -113,6 +114,16 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def cut(whole: Path, folder: Path, place: int | None = None) -> Path:
+    """A copy of a run that goes on from checkpoint `place`, from the middle one if None."""
+    index = json.loads((whole / "checkpoints" / "index.json").read_text())
+    shutil.copytree(whole, folder)
+    (folder / "weights.safetensors").unlink()
+    last = len(index) // 2 if place is None else place
+    (folder / "checkpoints" / "index.json").write_text(json.dumps(index[: last + 1]))
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", EVERY)
 def test_two_workers_end_with_the_weights_of_one(family: str, alone: Callable[[str], Path], shared: Path) -> None:
@@ -120,6 +131,16 @@ def test_two_workers_end_with_the_weights_of_one(family: str, alone: Callable[[s
     mine, theirs = (json.loads((folder / "history.json").read_text()) for folder in (alone(family), shared / family))
     for row, other in zip(mine, theirs, strict=True):
         assert other == pytest.approx(row, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", EVERY)
+def test_one_worker_goes_on_where_one_of_two_was_lost(
+    family: str, alone: Callable[[str], Path], shared: Path, tmp_path: Path
+) -> None:
+    folder = cut(shared / family, tmp_path / "cut")
+    run(composed(family), folder=folder, resume=True)
+    assert difference(alone(family), folder) < 1e-9
 
 
 SHARDING = {"autoencoder", "capsule", "cnn", "mlp", "rnn", "siamese", "spiking", "transformer"}
@@ -141,12 +162,8 @@ def test_layers_split_over_workers_end_with_the_weights_of_one(
 def test_a_cut_run_ends_with_the_weights_of_a_whole_one(
     family: str, alone: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    index = json.loads((alone(family) / "checkpoints" / "index.json").read_text())
-    for place in (0, len(index) // 2):  # from the first checkpoint, and from the middle
-        folder = tmp_path / str(place)
-        shutil.copytree(alone(family), folder)
-        (folder / "weights.safetensors").unlink()
-        (folder / "checkpoints" / "index.json").write_text(json.dumps(index[: place + 1]))
+    for place in (0, None):  # from the first checkpoint, and from the middle
+        folder = cut(alone(family), tmp_path / str(place), place)
         run(composed(family), folder=folder, resume=True)
         assert difference(folder, alone(family)) == 0
         exhibits = [
