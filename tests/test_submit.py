@@ -54,6 +54,8 @@ def test_workers_take_the_room_and_the_driver_none(
     workers = ["launcher=ray", "launcher.num_workers=3", "launcher.cpus_per_worker=2"]
     order = submit.submit("train", ["family=mlp", "data=digits", *workers]).order
     assert (order.cpus, order.own_cpus, order.gpus, order.own_gpus) == (6.0, 0.0, 0.0, 0.0)
+    workers[1] = "launcher.num_workers=[2,8]"  # it starts where the fewest fit
+    assert submit.submit("train", ["family=mlp", "data=digits", *workers]).order.cpus == 4.0
 
 
 def test_what_can_never_run_is_refused_before_anything_is_written(

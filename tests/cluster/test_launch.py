@@ -31,6 +31,7 @@ from neurofleet.progress import Progress
 # Ray reads all of its own data options, deprecated ones too.
 pytestmark = pytest.mark.filterwarnings("ignore:`use_\\w+` is deprecated:DeprecationWarning")
 
+TRAINER = {"accelerator": "auto", "checkpoint": {"every_n_steps": None}}
 LAUNCHER = {"name": "ray", "num_workers": 2, "use_gpu": False, "strategy": "ddp", "cpus_per_worker": 1}
 
 
@@ -55,6 +56,7 @@ def test_relay_strips_the_prefix_and_moves_the_bar() -> None:
         "\n",
         "(this) is not Ray's\n",
         "progress step=6/10 epoch=1/2 eta=3\n",
+        "(raylet) Raylet is terminated. Termination is unexpected. Last 20 lines:\n    [state-dump] \tNodeManager 1\n",
         "no end",
     ):
         relay.write(piece)
@@ -69,6 +71,8 @@ def test_relay_strips_the_prefix_and_moves_the_bar() -> None:
         ({"name": "slurm"}, "launcher.name needs local or ray, got 'slurm'"),
         ({"num_workers": 0}, "launcher.num_workers needs a whole number of at least 1, got 0"),
         ({"cpus_per_worker": 0.5}, "launcher.cpus_per_worker needs a whole number of at least 1, got 0.5"),
+        ({"num_workers": [4, 1]}, r"num_workers=\[minimum, maximum\] needs the smaller number first, got \[4, 1\]"),
+        ({"num_workers": [1, 2], "strategy": "fsdp"}, r"needs trainer.checkpoint.every_n_steps, got null"),
         ({"strategy": "magic"}, "launcher.strategy needs ddp or fsdp, got 'magic'"),
         ({"num_workers": True}, "launcher.num_workers needs a whole number of at least 1, got True"),
         ({"use_gpu": "no thanks"}, "launcher.use_gpu needs true or false, got 'no thanks'"),
@@ -78,7 +82,7 @@ def test_relay_strips_the_prefix_and_moves_the_bar() -> None:
 )
 def test_a_launcher_that_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        launch.check({"launcher": LAUNCHER | change, "trainer": {"accelerator": "auto"}})
+        launch.check({"launcher": LAUNCHER | change, "trainer": TRAINER})
 
 
 def test_a_launcher_without_a_name_is_refused() -> None:
@@ -100,6 +104,9 @@ def test_room_is_counted_per_node() -> None:
         connection._need(LAUNCHER | {"cpus_per_worker": 2, "num_workers": 3}, two_nodes)
     with pytest.raises(ResourceError, match="with 1 CPU and 1 GPU each"):
         connection._need(LAUNCHER | {"use_gpu": True}, two_nodes)
+    connection._need(LAUNCHER | {"num_workers": [6, 100]}, two_nodes)  # the fewest need room
+    with pytest.raises(ResourceError, match=r"num_workers=\[7, 100\] with 1 CPU each .* room for 6 worker"):
+        connection._need(LAUNCHER | {"num_workers": [7, 100]}, two_nodes)
 
 
 def test_too_many_workers_for_this_machine_are_refused_before_a_private_ray_starts(

@@ -255,6 +255,7 @@ def test_a_device_that_is_out_of_memory_ends_the_search(monkeypatch: pytest.Monk
         (["finder=lr", "finder.num_steps=3"], "finder.num_steps needs at least 20, got 3"),
         (["finder=batch_size", "finder.tolerance=2"], "0 <= tolerance < 1"),
         (["finder.max_lr=1"], "take finder=lr or finder=batch_size"),
+        (["finder=lr", "launcher=ray", "launcher.num_workers=[1,2]"], "a finder needs a number of workers that stays"),
         (["finder=lr", "optimizer.lr=0.1,0.2"], "several values for optimizer.lr"),
         (["finder=lr", "search=tpe"], "got search=tpe; leave it out"),
         (["finder=lr", "study=mine"], "got study=mine; leave it out"),

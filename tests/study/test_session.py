@@ -129,6 +129,10 @@ UNFIT = {
     ),
     "no validation rows": (["data.train_splits=[train,val]"], "a study compares trials on validation rows, got none"),
     "a family that does not fit": (["family=cnn"], "families that fit"),
+    "workers that come and go": (
+        ["launcher=ray", "launcher.num_workers=[1,2]"],
+        r"a study needs a number of workers that stays, got launcher.num_workers=\[1, 2\]; give one number, as in 2",
+    ),
 }
 
 

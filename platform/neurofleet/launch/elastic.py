@@ -6,7 +6,7 @@ anew, so a run grows again when it is cut.
 
 Ray Train v2 has a policy for this (`ElasticScalingPolicy`), which is not used: it counts what nodes have, not what is
 free on them, and sees them once in 20 s, so that after a loss it asks for the dead node's workers again and waits for
-these (figures in LOG.md).  Its failure policy cannot tell a lost node from the user's error, and retries both.
+these.  Its failure policy cannot tell a lost node from the user's error, and retries both.
 """
 
 from __future__ import annotations
