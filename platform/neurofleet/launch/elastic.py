@@ -59,7 +59,7 @@ def fit(
             print(how if task["resume"] else f"starts with {size} of {largest} workers", flush=True)
             note(size, step)
             try:
-                return workers.attempt(launcher | {"num_workers": size}, function, task, folder, local=local)
+                return workers.attempt({**launcher, "num_workers": size}, function, task, folder, local=local)
             except (WorkerError, ResourceError) as error:
                 place = size, _step(folder)
                 losses[place] += 1
