@@ -149,9 +149,10 @@ def decode(payload: bytes | bytearray) -> tuple[dict[str, Tensor], dict[str, str
         tensors = {}
         for name, about in header.items():
             begin, end = about["data_offsets"]
-            raw = torch.empty(0, dtype=torch.uint8)  # a buffer needs at least one byte
             if begin != end:
                 raw = torch.frombuffer(body, dtype=torch.uint8, count=end - begin, offset=begin)
+            else:  # a buffer needs at least one byte
+                raw = torch.empty(0, dtype=torch.uint8)
             tensors[name] = raw.view(_DTYPES[about["dtype"]]).reshape(about["shape"])
         return tensors, metadata
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -258,6 +258,7 @@ def test_a_network_whose_weights_are_put_in_afterwards_is_not_initialised_first(
     before = torch.get_rng_state()
     with Unfilled():
         norm, layer = torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3)
+        torch.nn.init.kaiming_normal_(layer.weight)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(norm.running_var, torch.ones(4))  # type: ignore[arg-type]  # statistics are no weights
     assert torch.nn.Linear(4, 3).weight.std() > 0
@@ -286,7 +287,10 @@ def test_what_waits_for_its_turn_does_not_move_at_all(
     experiment = finetuning(deep, *NEW, method=method, share=0.6, layer_decay=layer_decay)
     family, rows = begun(experiment), batch(experiment)
     head = {"readout.weight", "readout.bias"}
-    bottom, middle, top = ({f"encoder.{name}" for name in block} for block in family.blocks)
+    layers = [[f"layers.{index}.{part}" for part in ("weight", "bias")] for index in range(3)]
+    has_order = method == "gradual" or layer_decay != 1
+    assert family.blocks == (layers if has_order else [sum(layers, [])])
+    bottom, middle, top = ({f"encoder.{name}" for name in layer} for layer in layers)
     optimizer = family.make_optimizer()  # whose decay moves all that has a gradient
     turns = {0.0: head, 0.25: head | top, 0.45: head | top | middle, 0.65: head | top | middle | bottom}
     if method == "probe_then_full":

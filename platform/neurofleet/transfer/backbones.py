@@ -51,7 +51,9 @@ def takes(name: str, kind: Kind, shape: tuple[int, ...], num_features: int, sour
 
 
 class Backbone(nn.Module):
-    """Abstract: a subclass gives `encode`."""
+    """Abstract: a subclass gives `encode`, and `num_features` where its config leaves no choice."""
+
+    num_features: int | None = None
 
     def __init__(self, *, spec: DataSpec, kind: Kind, shape: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -94,6 +96,8 @@ class EfficientNetLite0(Backbone):
     drop-connect is off.
     """
 
+    num_features = 1280
+
     def __init__(self, *, spec: DataSpec) -> None:
         super().__init__(spec=spec, kind="image", shape=(3, 224, 224))
         self.net = library("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
@@ -121,6 +125,8 @@ class SpeakerLSTM(Backbone):
     In: sequences [B, 160, 40] of mel energies (not their logarithms) every 10 ms; NaN after the end of a shorter one.
     Out: [B, 256], of length 1 and at least 0.
     """
+
+    num_features = 256
 
     def __init__(self, *, spec: DataSpec) -> None:
         super().__init__(spec=spec, kind="sequence", shape=(160, 40))

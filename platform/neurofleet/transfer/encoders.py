@@ -13,6 +13,7 @@ from neurofleet.spec import DataSpec
 from neurofleet.steps import Context
 
 INITIALIZERS = ("torch.nn.init", "transformers.initialization")  # the latter stands in for the former while it builds
+DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_)  # what some initializers call without a word to overrides
 NUM_TRIED = 2  # rows: as few as show what an encoder gives
 
 
@@ -35,12 +36,19 @@ def as_spec(values: Mapping[str, Any], spec: DataSpec) -> DataSpec:
 
 def drop_heads(encoder: nn.Module) -> dict[str, torch.Size]:
     """Delete what of an encoder's network follows its features; the shapes of its parameters and buffers."""
-    before = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
-    for name in encoder.heads:  # type: ignore[union-attr]
+    heads: tuple[str, ...] = encoder.heads  # type: ignore[assignment]
+    before = {name: tensor.shape for name, tensor in encoder.state_dict().items()} if heads else {}
+    for name in heads:
         *place, last = name.split(".")
         delattr(encoder.get_submodule(".".join(place)), last)
-    left = encoder.state_dict().keys()
+    left = encoder.state_dict() if heads else {}
     return {name: shape for name, shape in before.items() if name not in left}
+
+
+def num_features(encoder: nn.Module, spec: DataSpec) -> int:
+    """Of a row: as many as the encoder says that it gives, or found by trying."""
+    said = getattr(encoder, "num_features", None)
+    return said if isinstance(said, int) else tried(encoder, spec).shape[1]
 
 
 @torch.no_grad()
@@ -64,4 +72,6 @@ class Unfilled(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) in INITIALIZERS:
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        if func in DRAWS and isinstance(args[0], nn.Parameter):  # a buffer may be no part of what is put in
+            return args[0]
         return func(*args, **kwargs)

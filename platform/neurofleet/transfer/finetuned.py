@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from neurofleet import counter
+from neurofleet import checkpoint, counter
 from neurofleet.errors import ConfigError
 from neurofleet.families._base import Objective
 from neurofleet.families._inner import StartsFromInputs
@@ -40,7 +40,7 @@ from neurofleet.spec import DataSpec
 from neurofleet.steps import Batch, Context
 from neurofleet.transfer import adapters, base, methods
 from neurofleet.transfer.bridge import Bridge
-from neurofleet.transfer.encoders import Features, Unfilled, as_spec, drop_heads, tried
+from neurofleet.transfer.encoders import Features, Unfilled, as_spec, drop_heads, num_features, tried
 from neurofleet.transfer.stored import need_fit
 
 AFFINE_SITE, PARTNER_SITE, SHARE_SITE, HEAD_SITE = range(5000, 5004)  # beyond those of any encoder
@@ -115,11 +115,13 @@ class Finetuned(SupervisedFamily):
             self.encoder = encoder(spec=self.encoder_spec)
         self.dropped = drop_heads(self.encoder)
         self._features = (Features(self.encoder),)  # in a tuple: its parameters stand in `encoder` already
-        found: list[Tensor] = []
-        self.blocks = methods.blocks(self.encoder, lambda: found.append(tried(self.encoder, self.encoder_spec)))
+        names = [name for name, _ in self.encoder.named_parameters()]
+        self.blocks = [names] if names else []
+        if method == "gradual" or layer_decay != 1:  # else their order, which a trial shows, says nothing
+            self.blocks = methods.blocks(self.encoder, lambda: tried(self.encoder, self.encoder_spec))
         if method == "frozen":
             self.encoder.requires_grad_(False)
-        sizes = [found[0].shape[1], *hidden]
+        sizes = [num_features(self.encoder, self.encoder_spec), *hidden]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
         self.dropouts = nn.ModuleList(Dropout(dropout, HEAD_SITE + index) for index in range(len(sizes)))
         self.readout = nn.Linear(sizes[-1], spec.num_outputs)
@@ -141,7 +143,7 @@ class Finetuned(SupervisedFamily):
             expected = self.encoder.state_dict()
             uri = self.base["uri"]
             fit = need_fit(expected, found, heads=tuple(self.dropped), uri=uri, allow_missing=not self.strict).kept
-            self.encoder.load_state_dict(expected | {name: found[name] for name in fit})
+            checkpoint.fill({name: expected[name] for name in fit}, found)
             self._came = {name: found[name] for name in fit}
         if self.method in methods.ADAPTERS:
             run = functools.partial(tried, self.encoder, self.encoder_spec)

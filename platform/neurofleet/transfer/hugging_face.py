@@ -24,6 +24,7 @@ from neurofleet.families._supervised import embedding_spec
 from neurofleet.spec import RESERVED_TOKENS
 from neurofleet.transfer import backbones
 from neurofleet.transfer.base import Base
+from neurofleet.transfer.encoders import Unfilled
 
 FILES = ["*.json", "*.txt", "*.safetensors"]
 CONFIG = "config.json"
@@ -55,7 +56,8 @@ def hugging_face(where: str) -> Base:
         raise ConfigError(f"{folder} needs its tokenizer or pixels described as transformers does: {error}") from None
     spec = backbones.takes(name=name, num_features=1, source=f"Hugging Face {settings.model_type}, {where}", **fields)
     plain = {key: value for key, value in config.items() if key not in (*_IDLE, *backbones.OURS)}
-    network = backbones.HuggingFace(spec=spec, config=plain, pooling="mean")
+    with Unfilled():
+        network = backbones.HuggingFace(spec=spec, config=plain, pooling="mean")
     weights = _weights(folder, network)
     network.load_state_dict(weights)
     network.pooling = _pooling(folder, network)
