@@ -45,6 +45,7 @@ def main(config: DictConfig) -> None:
         result = launch.launch(experiment, tracker=tracker, folder=folder, resume=config.resume is not None)
         for name, value in result.metrics.items():
             print(f"{name:24} {value:.4f}", flush=True)
+        comparison.advise(planned, folder)
         comparison.compare(planned, tracker, folder, **wanted)
         print("drawing figures ...", flush=True)
     if planned.config.register:
@@ -59,5 +60,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error(), experiments.explained():
+    with exit_on_error(), experiments.helped("finetune"):
         main()

@@ -48,5 +48,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error(), experiments.explained():
+    with exit_on_error(), experiments.helped("train"):
         main()

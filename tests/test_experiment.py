@@ -379,3 +379,41 @@ def test_the_families_that_fit_a_spec() -> None:
 def test_names_of_family_and_data(composed: dict[str, Any]) -> None:
     assert experiment.family_name(composed) == "cnn"
     assert experiment.data_name(composed) == "digits"
+
+
+HELP = """train is powered by Hydra.
+
+== Configuration groups ==
+Compose your configuration from those groups (group=option)
+
+data: digits, wine
+data/env: cartpole
+experiment: digits_mlp, food_reviews_minilm, textures_cnn, textures_efficientnet
+family: cnn, mlp
+method: auto, frozen
+search: grid
+
+
+== Config ==
+Override anything in the config (foo.bar=value)
+
+search: stays
+"""
+
+
+@pytest.mark.parametrize(
+    ("verb", "choices"),
+    [
+        ("train", ["data", "data/env", "experiment: digits_mlp, textures_cnn", "family"]),
+        ("finetune", ["data", "data/env", "experiment: food_reviews_minilm, textures_efficientnet", "method"]),
+    ],
+)
+def test_help_names_the_choices_of_its_own_verb(verb: str, choices: list[str]) -> None:
+    shown = experiment.choices_of(verb, HELP)
+    listing, _, settings = shown.partition("== Config ==")
+    lines = [line for line in listing.splitlines()[5:] if line]
+    assert len(lines) == len(choices)
+    assert all(line.startswith(choice) for line, choice in zip(lines, choices, strict=True))
+    assert lines[2] == choices[2]
+    assert settings.endswith("search: stays\n")
+    assert experiment.choices_of(verb, "") == ""

@@ -48,4 +48,5 @@ def test_showing_a_config_imports_hydra_alone(project_root: Path, arguments: lis
     heavy = tuple(name for name in HEAVY if name != "hydra")
     shown, found = imported_by([*arguments, "family=cnn", "data=mnist5k"], heavy, project_root)
     assert "_target_: neurofleet.families" in shown
+    assert "textures_efficientnet" not in shown, "an experiment of finetune"
     assert found == []

@@ -43,3 +43,15 @@ def test_a_long_name_leaves_room_for_the_scores(tmp_path: Path) -> None:
     one = np.array([0.5])
     figure = gain(tmp_path / "g.png", names=["n" * 80], ours=one, control=one, low=one, high=one, metric="r2")
     assert figure.axes[0].get_yticklabels()[0].get_text() == "n" * 27 + "…"
+
+
+def test_scores_that_are_alike_have_an_axis_to_read(tmp_path: Path) -> None:
+    ours, control = np.array([1.0]), np.array([0.9999])
+    low, high = np.array([-0.0002]), np.array([0.0003])
+    figure = gain(tmp_path / "g.png", names=["textures"], ours=ours, control=control, low=low, high=high, metric="r2")
+    for axes in figure.axes:
+        assert axes.xaxis.get_offset_text().get_text() == ""
+        begin, end = axes.get_xlim()
+        assert end - begin >= 0.02 - 1e-9
+        shown = [one.get_window_extent() for one in axes.get_xticklabels() if begin <= one.get_position()[0] <= end]
+        assert all(left.x1 < right.x0 for left, right in zip(shown, shown[1:], strict=False))

@@ -166,7 +166,7 @@ MISTAKES = {
     "base={base} method=froze": "did you mean frozen",
     "base={base} method.name=froze": "did you mean frozen",
     "base={base} method.shre=1": "did you mean method.share",
-    "base={base} method=lora method.l2_sp=0.1": "need a method that moves the encoder's weights",
+    "base={base} method=lora method.l2_sp=0.1": "method=lora heeds rank, mixup, got method.l2_sp=0.1",
     "base={pickled}": "convert it:",
     "base={lacking}": "layers.0.weight",
     "base={base} control=maybe": "control needs one of scratch, same_method, off",

@@ -161,6 +161,46 @@ def test_a_method_is_chosen_and_says_why(case: str) -> None:
     assert reason in found[1]
 
 
+HEEDED = {
+    "frozen": {"mixup"},
+    "full": {"layer_decay", "l2_sp", "mixup"},
+    "probe_then_full": {"share", "layer_decay", "l2_sp", "mixup"},
+    "gradual": {"share", "layer_decay", "l2_sp", "mixup"},
+    "lora": {"rank", "mixup"},
+    "ia3": {"mixup"},
+}
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_a_method_takes_the_settings_that_it_heeds_and_no_others(method: str) -> None:
+    nothing = dict.fromkeys(GOOD)
+    assert methods.settings(method, nothing).keys() == GOOD.keys()
+    methods.check(method, **methods.settings(method, nothing))
+    for key, value in GOOD.items():
+        if key in HEEDED[method]:
+            assert methods.settings(method, nothing | {key: value})[key] == value
+        else:
+            with pytest.raises(ConfigError, match=rf"method={method} heeds .*, got method.{key}={value}, which it does"):
+                methods.settings(method, nothing | {key: value})
+
+
+def history(*losses: float, val: tuple[float, ...] = ()) -> list[dict[str, float]]:
+    rows = [{"epoch": float(place), "train/loss_epoch": loss} for place, loss in enumerate(losses, start=1)]
+    return [row | {"val/loss": one} for row, one in zip(rows, val, strict=True)] if val else rows
+
+
+def test_a_head_that_was_still_learning_is_told_of() -> None:
+    falling = history(5.0, 4.0, 3.0, 2.0, 1.5)
+    said = methods.unconverged(falling, 5)
+    assert said is not None
+    assert "from 2.0000 to 1.5000 in the last 1 of 5 epochs" in said
+    assert methods.unconverged(falling, 10) is None, "it was stopped early"
+    assert methods.unconverged(history(5.0, 4.0, 3.0, 2.0, 1.99), 5) is None
+    assert methods.unconverged(history(5.0), 1) is None
+    assert methods.unconverged(history(5.0, 4.0, 3.0, 2.0, 1.5, val=(3, 2, 1, 2, 3)), 5) is None, "more would overfit"
+    assert methods.unconverged(history(5.0, 4.0, 3.0, 2.0, 1.5, val=(5, 4, 3, 2, 1)), 5) is not None
+
+
 GOOD: dict[str, Any] = {"share": 0.0, "layer_decay": 1.0, "rank": 1, "l2_sp": 0.0, "mixup": 0.0}
 
 

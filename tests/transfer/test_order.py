@@ -16,7 +16,7 @@ from neurofleet.transfer import order as orders
 from neurofleet.transfer.base import Base
 
 Make = Callable[..., Any]
-METHOD = {"name": "full", "share": 0.0, "layer_decay": 0.5, "rank": 2, "l2_sp": 0.1, "mixup": 0.2}
+METHOD = {"name": "full", "share": None, "layer_decay": 0.5, "rank": None, "l2_sp": 0.1, "mixup": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -75,20 +75,22 @@ def test_a_control_has_a_random_start_and_the_same_budget(base: Base, config: di
 
 
 def test_the_method_is_chosen_by_the_data(base: Base, config: dict[str, Any]) -> None:
-    config["method"] = METHOD | {"name": "auto", "layer_decay": 1.0, "l2_sp": 0.0}
+    config["method"] = METHOD | {"name": "auto", "layer_decay": None, "l2_sp": None}
     order = orders.Start(base).order(config)
     assert order.experiment["family"]["method"] == "frozen"
     assert order.reason is not None
     assert order.reason.startswith("5 rows a class are few")
     config["data"]["train_rows"] = None
     order = orders.Start(base).order(config)
-    assert order.experiment["family"]["method"] == "probe_then_full"
+    family = order.experiment["family"]
+    assert (family["method"], family["share"], family["mixup"]) == ("probe_then_full", 0.3, 0.2)
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "control": ({"control": "maybe"}, "control needs one of scratch, same_method, off, got 'maybe'"),
     "method": ({"method": METHOD | {"name": "gradul"}}, "did you mean gradual"),
     "no method": ({"method": "full"}, "method needs the keys name, share"),
+    "not heeded": ({"method": METHOD | {"rank": 4}}, "leave that out, or take a method that does: lora$"),
     "key": ({"method": {"name": "full"}}, "method needs the keys name, share"),
     "head": ({"head": None}, "head needs hidden, dropout and label_smoothing, got None"),
     "rate": ({"control_lr": 0}, "control_lr needs a learning rate above 0, or null for the same, got 0"),

@@ -22,7 +22,7 @@ from neurofleet.experiment.check import (
     load,
     save,
 )
-from neurofleet.experiment.compose import compose, composed, explained, from_config, plain
+from neurofleet.experiment.compose import choices_of, compose, composed, explained, from_config, helped, plain
 from neurofleet.experiment.space import Dimension, Space, grid_size
 from neurofleet.experiment.sweep import TRAIN, Composer, Verb
 
@@ -39,6 +39,7 @@ __all__ = [
     "build_data",
     "build_family",
     "build_recipe",
+    "choices_of",
     "check",
     "check_search",
     "compose",
@@ -50,6 +51,7 @@ __all__ = [
     "fitting_families",
     "from_config",
     "grid_size",
+    "helped",
     "load",
     "plain",
     "save",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +110,37 @@ def _missing(error: Any) -> str:
             return f"there is no {config}; {close} (group {group}: {', '.join(known)})"
         return f"there is no {config}; {close}"
     return str(error).strip()
+
+
+@contextlib.contextmanager
+def helped(verb: str) -> Iterator[None]:
+    """`explained`; what Hydra's --help prints are the choices that `neurofleet VERB` has, not those of all verbs."""
+    shown = io.StringIO()
+    try:
+        with explained(), contextlib.redirect_stdout(shown) if "--help" in sys.argv else contextlib.nullcontext():
+            yield
+    finally:  # Hydra ends the process when it has helped
+        print(choices_of(verb, shown.getvalue()), end="")
+
+
+def choices_of(verb: str, text: str) -> str:
+    """A help text of Hydra without the groups, and the experiments, that `verb` cannot choose from."""
+    import yaml
+
+    configs = paths.shipped("configs")
+    defaults = yaml.safe_load((configs / f"{verb}.yaml").read_text())["defaults"]
+    groups = {key for one in defaults if isinstance(one, dict) for key in one}
+    tuning = {path.stem for path in (configs / "experiment").glob("*.yaml") if "override /method:" in path.read_text()}
+
+    def kept(line: re.Match[str]) -> str:
+        group, names = line[1], line[2].split(", ")
+        if group == "experiment":
+            names = [name for name in names if (name in tuning) is (verb == "finetune")]
+        return f"{group}: {', '.join(names)}\n" if group.partition("/")[0] in groups else ""
+
+    head, section, rest = text.partition("== Configuration groups ==")
+    listing, config, settings = rest.partition("== Config ==")
+    return head + section + re.sub(r"^([\w/]+): (.*)\n", kept, listing, flags=re.MULTILINE) + config + settings
 
 
 _VERBS = {"family": "train", "method": "finetune"}  # by the group that only its experiments choose from

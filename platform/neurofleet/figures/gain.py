@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: told apart by everybody
 OURS, CONTROL, NEITHER = "#0072B2", "#D55E00", "#777777"
+NARROWEST = 0.02  # axis of scores: what differs in the fifth digit is alike
 
 
 def gain(
@@ -53,7 +54,11 @@ def gain(
     right.set(xlabel=f"difference of {metric}, 95 % interval")
     for axes in (left, right):
         axes.margins(x=0.1)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.ticklabel_format(axis="x", useOffset=False)
+        begin, end = axes.get_xlim()
+        lacking = max(NARROWEST - (end - begin), 0.0)
+        axes.set_xlim(begin - lacking / 2, end + lacking / 2)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)

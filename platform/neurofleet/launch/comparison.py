@@ -20,7 +20,7 @@ import numpy as np
 from neurofleet import checkpoint, launch
 from neurofleet.errors import DataError
 from neurofleet.launch.record import recorded
-from neurofleet.transfer import evidence, forgetting, order
+from neurofleet.transfer import evidence, forgetting, methods, order
 
 if TYPE_CHECKING:
     from neurofleet.experiment import Experiment
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 CONTROL = "control.json"  # the id of the run that a fine-tuned one is held against
 WANTED = "comparison.json"
+EVIDENCE = "evidence.json"
 AGAINST = {"scratch": "from scratch", "same_method": "from a random start by the same method"}
 
 
@@ -49,6 +50,16 @@ def introduce(planned: Plan, reason: str | None) -> None:
     print(f"{'method':24} {family.method}{f': {reason}' if reason else ''}")
     if family.bridge.steps:
         print(f"{'inputs':24} {', '.join(family.bridge.steps)}")
+
+
+def advise(planned: Plan, folder: Path) -> None:
+    """Say where more training would have helped a head on features that stay."""
+    history = json.loads((folder / "history.json").read_text())
+    hint = None
+    if planned.experiment["family"]["method"] == "frozen":
+        hint = methods.unconverged(history, planned.config.max_epochs)
+    if hint is not None:
+        print(f"{'hint':24} {hint}", flush=True)
 
 
 def remembered(wanted: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -75,31 +86,51 @@ def compare(
     control_lr:   its learning rate, or None for the run's own
     label_counts: numbers of training rows with which both are trained again, for the curve of label efficiency
     """
-    experiment, spec, kind = planned.experiment, planned.data.spec, control
+    known = _known(folder)
+    if "gain" in known:  # of a finished run that goes on: what it found is all there
+        _tell("gain", evidence.Gain(**known["gain"]))
+    elif control not in ("off", False):
+        _gained(planned, tracker, folder, str(control), control_lr, label_counts)
+    if "forgetting" in known:
+        _tell("forgetting", evidence.Gain(**known["forgetting"]))
+    else:
+        _forgotten(planned, tracker, folder)
+
+
+def _gained(
+    planned: Plan, tracker: Tracker, folder: Path, kind: str, control_lr: float | None, label_counts: list[int]
+) -> None:
+    """Train the control, and tell, draw and log what comes of it; evidence.json says when all of that is done."""
+    experiment, spec = planned.experiment, planned.data.spec
+    other = order.control(experiment, kind, control_lr)
+    print("training the control from a random start ...", flush=True)
+    there = _train_control(other, planned, tracker, folder)
     drawings: dict[str, Callable[[Path], object]] = {}
-    if kind not in ("off", False):
-        other = order.control(experiment, str(kind), control_lr)
-        print("training the control from a random start ...", flush=True)
-        there = _train_control(other, planned, tracker, folder)
-        try:
-            ours, theirs = evidence.read_predictions(folder), evidence.read_predictions(there)
-            gain = evidence.gain(ours, theirs, spec, seed=experiment["seed"])
-            gain = dataclasses.replace(gain, against=AGAINST[str(kind)])
-        except DataError as error:
-            print(f"warning: the gain cannot be told: {error}", file=sys.stderr)
-        else:
-            _log("gain", gain, tracker, folder)
-            print(f"{'gain':24} {gain}{'' if gain.is_outside else ' (within chance)'}", flush=True)
-            drawings |= _of_gain(gain, folder, there, spec)
-        if label_counts:
-            drawings["label_efficiency"] = _of_labels(experiment, other, sorted(set(label_counts)), spec, folder)
-    _forgotten(planned, tracker, folder)
+    gain = None
+    try:
+        ours, theirs = evidence.read_predictions(folder), evidence.read_predictions(there)
+        gain = evidence.gain(ours, theirs, spec, seed=experiment["seed"])
+        gain = dataclasses.replace(gain, against=AGAINST[kind])
+    except DataError as error:
+        print(f"warning: the gain cannot be told: {error}", file=sys.stderr)
+    else:
+        _tell("gain", gain)
+        drawings |= _of_gain(gain, folder, there, spec)
+    if label_counts:
+        drawings["label_efficiency"] = _of_labels(experiment, other, sorted(set(label_counts)), spec, folder)
     with mpl.rc_context({"text.parse_math": False}):
         for name, drawing in drawings.items():
             path = folder / "figures" / f"{name}.png"
             path.parent.mkdir(exist_ok=True)
             drawing(path)
             tracker.log_artifact(path, "figures")
+    if gain is not None:
+        _log("gain", gain, tracker, folder)
+
+
+def _tell(name: str, found: evidence.Gain) -> None:
+    chance = " (within chance)" if name == "gain" and not found.is_outside else ""
+    print(f"{name:24} {found}{chance}", flush=True)
 
 
 def _forgotten(planned: Plan, tracker: Tracker, folder: Path) -> None:
@@ -111,8 +142,8 @@ def _forgotten(planned: Plan, tracker: Tracker, folder: Path) -> None:
     if known is not None:
         old, before, after = known
         forgotten = evidence.forgetting(before, after, old, seed=experiment["seed"])
+        _tell("forgetting", forgotten)
         _log("forgetting", forgotten, tracker, folder)
-        print(f"{'forgetting':24} {forgotten}", flush=True)
 
 
 def _of_gain(gain: evidence.Gain, ours: Path, theirs: Path, spec: DataSpec) -> dict[str, Callable[[Path], object]]:
@@ -190,7 +221,13 @@ def _log(name: str, gain: evidence.Gain, tracker: Tracker, folder: Path) -> None
     """One finding among the run's metrics, and in its evidence.json."""
     values = {name: gain.difference, f"{name}_low": gain.low, f"{name}_high": gain.high}
     tracker.log_metrics(0, 0.0, {f"evidence/{key}": value for key, value in values.items()})
-    path = folder / "evidence.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    checkpoint.write(path, json.dumps(known | {name: dataclasses.asdict(gain)}, indent=1).encode())
+    path = folder / EVIDENCE
+    checkpoint.write(path, json.dumps(_known(folder) | {name: dataclasses.asdict(gain)}, indent=1).encode())
     tracker.log_artifact(path)
+
+
+def _known(folder: Path) -> dict[str, dict[str, Any]]:
+    """What was found before, by name."""
+    path = folder / EVIDENCE
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    return found

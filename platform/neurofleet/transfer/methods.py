@@ -7,16 +7,21 @@ probe_then_full  the head alone at first, then all of it (LP-FT: Kumar et al. 20
 gradual          the head alone at first, then block after block from the top (ULMFiT: Howard and Ruder 2018)
 lora, ia3        low-rank updates (Hu et al. 2022) or rescaled activations (Liu et al. 2022) beside weights that stay,
                  by peft; merged into the weights when training is over
+
+`configs/method/NAME.yaml` gives the settings that a method heeds, and null for the others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
+from typing import Any
 
+import yaml
 from torch import nn
 
+from neurofleet import paths
 from neurofleet.errors import ConfigError, nearest
 from neurofleet.spec import DataSpec
 
@@ -24,6 +29,33 @@ METHODS = ("frozen", "full", "probe_then_full", "gradual", "lora", "ia3")
 ADAPTERS = ("lora", "ia3")
 FEW_ROWS = 64  # of each class, or in each tenth of a regression's targets
 MANY_PARAMETERS = 1_000_000  # of an encoder
+IDLE: Mapping[str, float] = {"share": 0.0, "layer_decay": 1.0, "rank": 1, "l2_sp": 0.0, "mixup": 0.0}
+"""What a family is given as the settings that its method does not heed."""
+LAST_PART, STILL_FALLING = 0.2, 0.05
+
+
+def settings(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a method: those that are given, its own where null is, and `IDLE` where it heeds none.
+
+    Raises:
+        ConfigError: a setting that it does not heed.
+    """
+    own = _own(method)
+    for key, value in given.items():
+        if value is not None and own[key] is None:
+            heeding = ", ".join(name for name in METHODS if _own(name)[key] is not None)
+            raise ConfigError(
+                f"method={method} heeds {', '.join(key for key in own if own[key] is not None)}, got "
+                f"method.{key}={value}, which it does not; leave that out, or take a method that does: {heeding}"
+            )
+    chosen = {key: own[key] if value is None else value for key, value in given.items()}
+    return {key: IDLE[key] if value is None else value for key, value in chosen.items()}
+
+
+def _own(method: str) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load((paths.shipped("configs") / "method" / f"{method}.yaml").read_text())
+    del values["name"]
+    return values
 
 
 def check(method: str, *, share: float, layer_decay: float, rank: int, l2_sp: float, mixup: float) -> None:
@@ -45,6 +77,25 @@ def check(method: str, *, share: float, layer_decay: float, rank: int, l2_sp: fl
             f"method.layer_decay and method.l2_sp need a method that moves the encoder's weights, got {method} with "
             f"layer_decay={layer_decay}, l2_sp={l2_sp}; set them to 1.0 and 0.0, or take full or gradual"
         )
+
+
+def unconverged(history: Sequence[Mapping[str, float]], max_epochs: int) -> str | None:
+    """What to say of a head alone that was still learning when its epochs were over; None where it was not.
+
+    history: of the run, a row a validation
+    """
+    last = history[-1]
+    before = [row for row in history if row["epoch"] <= (1 - LAST_PART) * last["epoch"]]
+    if not before or last["epoch"] < max_epochs:  # stopped early: it no longer got better
+        return None
+    loss, earlier = last["train/loss_epoch"], before[-1]["train/loss_epoch"]
+    spoilt = last.get("val/loss", -math.inf) > min(row.get("val/loss", math.inf) for row in history)
+    if spoilt or loss > (1 - STILL_FALLING) * earlier:
+        return None
+    return (
+        f"the head has not converged: its training loss fell from {earlier:.4f} to {loss:.4f} in the last "
+        f"{last['epoch'] - before[-1]['epoch']:.0f} of {max_epochs} epochs; raise trainer.max_epochs or optimizer.lr"
+    )
 
 
 def choose(spec: DataSpec, num_parameters: int, adaptable: Callable[[], bool]) -> tuple[str, str]:

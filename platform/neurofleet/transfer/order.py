@@ -61,7 +61,8 @@ class Start:
     def experiment(self, config: Mapping[str, Any]) -> Experiment:
         """The experiment of an order."""
         _check(config)
-        method = dict(config["method"])
+        given = dict(config["method"])
+        method = given.pop("name")
         family = {
             "_target_": FINETUNED,
             "encoder": dict(self.base.encoder),
@@ -70,16 +71,17 @@ class Start:
             "random_start": False,
             "strict": config["strict"],
             "statistics": _statistics(config["statistics"], self.base),
-            "method": method.pop("name"),
-            **method,
+            "method": method,
+            **methods.IDLE,
             **config["head"],
             "augmentation": config["augmentation"],
         }
         shared = {section: config[section] for section in SHARED}
         shared["name"] = shared["name"] or f"{config['data'].get('name')}-from-{self.base.name}-{config['seed']}"
         experiment = experiments.check(_plain({"family": family, **shared}))
-        if family["method"] == "auto":
-            experiment["family"]["method"] = self._choose(experiment)[0]
+        if method == "auto":
+            method = self._choose(experiment)[0]
+        experiment["family"] |= {"method": method, **methods.settings(method, given)}
         return experiment
 
     def _choose(self, experiment: Experiment) -> tuple[str, str]:
