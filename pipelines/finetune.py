@@ -51,7 +51,7 @@ def main(config: DictConfig) -> None:
     if planned.config.register:
         from neurofleet.release import register
 
-        name = f"{experiments.data_name(experiment)}-{orders.architecture(experiment)}"
+        name = planned.config.model_name(f"{experiments.data_name(experiment)}-{orders.architecture(experiment)}")
         print(f"registering {name} ...", flush=True)
         version = register(tracker.run_id, folder, name, {"data.digest": planned.data.digest, **order.tags})
         print(f"{'model':24} {name} version {version}")

@@ -39,7 +39,7 @@ def main(config: DictConfig) -> None:
     if planned.config.register:
         from neurofleet.release import register
 
-        name = f"{experiments.data_name(experiment)}-{experiments.family_name(experiment)}"
+        name = planned.config.model_name(f"{experiments.data_name(experiment)}-{experiments.family_name(experiment)}")
         tags = {"data.digest": planned.data.digest}
         print(f"registering {name} ...", flush=True)
         print(f"{'model':24} {name} version {register(tracker.run_id, folder, name, tags)}")

@@ -57,7 +57,8 @@ def main(overrides: list[str]) -> None:
     if planned.config.register and ended.best is not None:
         from neurofleet.release import register
 
-        name = f"{experiments.data_name(planned.experiment)}-{experiments.family_name(planned.experiment)}"
+        usual = f"{experiments.data_name(planned.experiment)}-{experiments.family_name(planned.experiment)}"
+        name = planned.config.model_name(usual)
         version = register(ended.run_id, ended.folder / "best", name, {"data.digest": planned.data.digest})
         print(f"{'model':24} {name} version {version}")
     print(f"{'study':24} {ended.name} (go on with: neurofleet tune study={ended.name} search.num_trials=...)")

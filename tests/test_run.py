@@ -429,6 +429,7 @@ def test_a_disk_that_refuses_is_an_error(compose: Callable[..., Experiment], tmp
         ("trainer.log_every_n_steps=0", r"trainer\.log_every_n_steps needs"),
         ("trainer.precision=16", r"precision needs"),
         ("trainer.precision=16-true", r"trainer\.precision needs one of 32-true, 64-true, bf16-mixed, got '16-true'"),
+        ("trainer.register=team/cnn", r"trainer\.register needs true, false, or a model's name of .*got 'team/cnn'"),
         ("trainer.accelerator=tpu", r"trainer\.accelerator needs auto, cpu or gpu, got 'tpu'"),
         ("trainer.gradient_clip_val=0", r"trainer\.gradient_clip_val needs a number above 0"),
         ("trainer.num_threads=0", r"trainer\.num_threads needs"),
@@ -550,3 +551,10 @@ def test_a_run_that_was_written_but_never_began_begins_when_it_is_resumed(
     run(experiment, folder=tmp_path / "new")
     names = ("weights.safetensors", "spec.json", "experiment.yaml")
     assert all((tmp_path / "submitted" / one).read_bytes() == (tmp_path / "new" / one).read_bytes() for one in names)
+
+
+@pytest.mark.parametrize(("asked", "name"), [("true", "usual"), ("team.cnn-2", "team.cnn-2")])
+def test_a_model_has_the_name_that_was_asked_for(compose: Callable[..., Experiment], asked: str, name: str) -> None:
+    config = plan(compose(*MLP, f"trainer.register={asked}")).config
+    assert config.register
+    assert config.model_name("usual") == name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ class TrainerConfig:
     early_stopping:          None, or monitor, mode (min, max), patience (validations), min_delta, restore_best; and
                              stopping_threshold if there is a value that is good enough
     checkpoint:              every_n_steps, every_n_minutes (None for never: the end always leaves one), keep_last
-    register:                whether the model is released in the registry when the run is done
+    register:                whether the model is released in the registry when the run is done; or its name there
     """
 
     max_epochs: int
@@ -40,13 +41,22 @@ class TrainerConfig:
     num_threads: int | None
     early_stopping: Mapping[str, Any] | None
     checkpoint: Mapping[str, Any]
-    register: bool
+    register: bool | str
+
+    def model_name(self, usual: str) -> str:
+        """What the model is called in the registry: what was asked for, or `usual`."""
+        return self.register if isinstance(self.register, str) else usual
 
     def __post_init__(self) -> None:
         for name in ("max_epochs", "check_val_every_n_epoch", "log_every_n_steps"):
             _need_count(f"trainer.{name}", getattr(self, name), at_least=1)
         if self.precision not in DTYPES:
             raise ConfigError(f"trainer.precision needs one of {', '.join(DTYPES)}, got {self.precision!r}")
+        if isinstance(self.register, str) and not re.fullmatch(r"[\w.-]+", self.register):
+            raise ConfigError(
+                "trainer.register needs true, false, or a model's name of letters, digits, '.', '_' and '-', got "
+                f"{self.register!r}"
+            )
         if self.accelerator not in ("auto", "cpu", "gpu"):
             raise ConfigError(f"trainer.accelerator needs auto, cpu or gpu, got {self.accelerator!r}")
         _need_keys("trainer.checkpoint", self.checkpoint, {"every_n_steps", "every_n_minutes", "keep_last"})

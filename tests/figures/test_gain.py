@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.image
@@ -54,4 +55,4 @@ def test_scores_that_are_alike_have_an_axis_to_read(tmp_path: Path) -> None:
         begin, end = axes.get_xlim()
         assert end - begin >= 0.02 - 1e-9
         shown = [one.get_window_extent() for one in axes.get_xticklabels() if begin <= one.get_position()[0] <= end]
-        assert all(left.x1 < right.x0 for left, right in zip(shown, shown[1:], strict=False))
+        assert all(left.x1 < right.x0 for left, right in pairwise(shown))

@@ -34,8 +34,6 @@ def test_a_head_alone_that_was_still_learning_is_hinted_at(
 ) -> None:
     rows = [{"epoch": float(epoch), "train/loss_epoch": 10.0 - epoch} for epoch in range(1, 6)]
     (tmp_path / "history.json").write_text(json.dumps(rows))
-    planned: Any = SimpleNamespace(
-        experiment={"family": {"method": method}}, config=SimpleNamespace(max_epochs=5)
-    )
+    planned: Any = SimpleNamespace(experiment={"family": {"method": method}}, config=SimpleNamespace(max_epochs=5))
     comparison.advise(planned, tmp_path)
     assert ("raise trainer.max_epochs" in capsys.readouterr().out) is hint
