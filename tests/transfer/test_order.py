@@ -82,6 +82,8 @@ def test_the_method_is_chosen_by_the_data(base: Base, config: dict[str, Any]) ->
     assert order.reason.startswith("5 rows a class are few")
     config["data"]["train_rows"] = None
     order = orders.Start(base).order(config)
+    with pytest.raises(ConfigError, match="method=auto, which chose probe_then_full, heeds share"):
+        orders.Start(base).order(config | {"method": config["method"] | {"rank": 4}})
     family = order.experiment["family"]
     assert (family["method"], family["share"], family["mixup"]) == ("probe_then_full", 0.3, 0.2)
 
@@ -116,7 +118,7 @@ def test_what_is_wrong_is_named(case: str, base: Base, config: dict[str, Any]) -
 
 def test_texts_need_a_base_that_reads(make_base: Make, config: dict[str, Any]) -> None:
     reader = make_base("family=transformer", "data=pydoc_topics", "family.width=8", "family.num_heads=2", shape=(16,))
-    with pytest.raises(MismatchError, match="tokens are of texts alone, got digits, which is image"):
+    with pytest.raises(MismatchError, match=r"cannot take digits \(image\): tokens are of texts alone"):
         orders.Start(reader).order(config)
 
 

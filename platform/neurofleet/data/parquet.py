@@ -104,8 +104,8 @@ class ParquetDataModule(LightningDataModule):
             raise RuntimeError("rows that were read speak the dataset's own tokens; call speak first")
         if self._stored.kind != "text" or spec.kind != "text":
             raise MismatchError(
-                f"tokens are of texts alone, got {self.name}, which is {self._stored.kind}, and {spec.name}, which is "
-                f"{spec.kind}"
+                f"a base trained on {spec.name} ({spec.kind}) cannot take {self.name} ({self._stored.kind}): tokens "
+                "are of texts alone, and nothing bridges that; take other data or another base"
             )
         if self._stored.task == "language" and spec.tokenizer == "wordpieces":
             raise MismatchError(

@@ -281,4 +281,7 @@ def load(path: Path) -> Experiment:
         raise ConfigError(f"{path} needs to hold an experiment as YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} needs to hold an experiment, got {type(content).__name__}")
-    return check(content)
+    try:
+        return check(content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None

@@ -34,20 +34,23 @@ IDLE: Mapping[str, float] = {"share": 0.0, "layer_decay": 1.0, "rank": 1, "l2_sp
 LAST_PART, STILL_FALLING = 0.2, 0.05
 
 
-def settings(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def settings(method: str, given: Mapping[str, Any], *, asked: str | None = None) -> dict[str, Any]:
     """All settings of a method: those that are given, its own where null is, and `IDLE` where it heeds none.
+
+    asked: what was asked for, where the method was chosen here
 
     Raises:
         ConfigError: a setting that it does not heed.
     """
     own = _own(method)
-    for key, value in given.items():
-        if value is not None and own[key] is None:
-            heeding = ", ".join(name for name in METHODS if _own(name)[key] is not None)
-            raise ConfigError(
-                f"method={method} heeds {', '.join(key for key in own if own[key] is not None)}, got "
-                f"method.{key}={value}, which it does not; leave that out, or take a method that does: {heeding}"
-            )
+    heeded = [key for key, value in own.items() if value is not None]
+    who = f"{asked}, which chose {method}," if asked else method
+    for key in (key for key, value in given.items() if value is not None and key not in heeded):
+        heeding = ", ".join(name for name in METHODS if _own(name)[key] is not None)
+        raise ConfigError(
+            f"method={who} heeds {', '.join(heeded)}, got method.{key}={given[key]}, which it does not; leave that "
+            f"out, or take a method that does: {heeding}"
+        )
     chosen = {key: own[key] if value is None else value for key, value in given.items()}
     return {key: IDLE[key] if value is None else value for key, value in chosen.items()}
 

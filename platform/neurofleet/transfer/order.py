@@ -79,9 +79,9 @@ class Start:
         shared = {section: config[section] for section in SHARED}
         shared["name"] = shared["name"] or f"{config['data'].get('name')}-from-{self.base.name}-{config['seed']}"
         experiment = experiments.check(_plain({"family": family, **shared}))
-        if method == "auto":
-            method = self._choose(experiment)[0]
-        experiment["family"] |= {"method": method, **methods.settings(method, given)}
+        chosen = self._choose(experiment)[0] if method == "auto" else method
+        asked = method if method == "auto" else None
+        experiment["family"] |= {"method": chosen, **methods.settings(chosen, given, asked=asked)}
         return experiment
 
     def _choose(self, experiment: Experiment) -> tuple[str, str]:

@@ -249,7 +249,11 @@ def _told(wrong: Comparison, expected: Mapping[str, Tensor], got: Mapping[str, T
     rows = [("weight", "", "needs", "got"), *rows[:MOST_ROWS]]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    remedy = "strict=false keeps those" if wrong.kept else "it is the weights of another network"
+    remedy = (
+        "strict=false keeps what fits, and the rest begins anew"
+        if wrong.kept
+        else "it is the weights of another network"
+    )
     return "\n".join(
         [
             f"a base needs the weights of its own network; of {uri} {len(wrong.kept)} fit, and these do not:",
