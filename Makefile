@@ -73,6 +73,10 @@ test: lint data ## everything that CI runs
 	@# a file at a time on each of two processes: fixtures are made once, and a platform under test has room
 	pytest -n 2 --dist loadfile
 
+.PHONY: chaos
+chaos: data ## what jobs, runs and checkpoints survive: every row of the chaos suite, and a table
+	pytest --chaos --durations=0 --durations-min=30
+
 .PHONY: bench
 bench: data ## training speed against a plain PyTorch loop and stock Lightning: one table
 	python tests/benchmarks/training_speed.py

@@ -188,6 +188,7 @@ def flip(path: Path) -> None:
     [flip, Path.unlink, lambda path: os.truncate(path, 100), lambda path: os.truncate(path, 0)],
     ids=["flip", "unlink", "truncate", "empty"],
 )
+@pytest.mark.chaos("damage to a checkpoint", allowed="refused, the one before loads, and says so")
 def test_a_damaged_one_falls_back_and_says_so(
     damage: Callable[[Path], object], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -251,6 +252,7 @@ def write_until_killed(folder: Path, pipe: int) -> None:
         os.write(pipe, f"{step}\n".encode())
 
 
+@pytest.mark.chaos("SIGKILL at any moment of writing, 40 times", allowed="the last that was announced loads, 40 of 40")
 def test_a_kill_at_any_moment_leaves_a_good_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The newest that was announced, or the one that was being announced; and nothing is left behind for good."""
     chance = random.Random(1)

@@ -323,6 +323,7 @@ def test_the_best_weights_are_those_of_the_best_validation(compose: Callable[...
     assert short.metrics["test/loss"] == stopped.metrics["test/loss"]
 
 
+@pytest.mark.chaos("two damaged checkpoints, then resume", allowed="the weights of a whole run")
 def test_a_damaged_checkpoint_costs_only_its_steps(compose: Callable[..., Experiment], tmp_path: Path) -> None:
     experiment = compose(*MLP, "trainer.checkpoint.every_n_steps=7", "trainer.checkpoint.keep_last=100")
     run(experiment, folder=tmp_path / "whole")
@@ -359,6 +360,9 @@ def test_a_score_that_is_good_enough_ends_a_run(compose: Callable[..., Experimen
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.chaos(
+    "a signal to a run in one process", allowed="a checkpoint at most a chunk later; the weights of a whole run"
+)
 def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     number: signal.Signals, compose: Callable[..., Experiment], tmp_path: Path
 ) -> None:
@@ -405,6 +409,7 @@ ONE_BIG_STEP += ["optimizer.weight_decay=1e10", "data.batch_size=100000", "train
         [*ONE_BIG_STEP, "data.train_splits=[train,val]"],
     ],
 )
+@pytest.mark.chaos("NaN at step k", allowed="DivergedError that names the step; no weights")
 def test_a_diverged_run_says_where_and_leaves_no_weights(
     overrides: list[str], compose: Callable[..., Experiment], tmp_path: Path
 ) -> None:

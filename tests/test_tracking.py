@@ -192,6 +192,7 @@ def statements(script: str) -> list[list[str]]:
     return sorted(sorted(line.strip(" ,") for line in statement.splitlines()) for statement in script.split(";\n"))
 
 
+@pytest.mark.chaos("many processes make one sqlite store", allowed="each finds it whole")
 def test_prepare_store_by_many_processes_at_once(home: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=prepare_store) for _ in range(4)]
@@ -449,6 +450,7 @@ def test_sampling_a_process_that_died_early() -> None:
     assert SystemSampler(process.pid, "system/").sample()["system/process_memory_megabytes"] == 0
 
 
+@pytest.mark.chaos("a run and its tracking process killed", allowed="no run RUNNING, no record lost")
 def test_owner_and_child_killed(owner: tuple[subprocess.Popen[str], str, int]) -> None:
     process, run_id, child = owner
     os.kill(child, signal.SIGKILL)
@@ -542,6 +544,7 @@ tracker.finish()
 
 
 @pytest.mark.slow
+@pytest.mark.chaos("sqlite contention from a cold start", allowed="4 runs of 2,000 records each, none lost")
 def test_several_processes_share_the_sqlite_store() -> None:
     processes = [subprocess.Popen([sys.executable, "-c", CONTENDER]) for _ in range(4)]
     assert [process.wait() for process in processes] == [0, 0, 0, 0]
@@ -604,6 +607,7 @@ def listens(port: int) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.chaos("MLflow killed while records arrive, then back", allowed="each record once, in order")
 def test_server_dies_and_comes_back(tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     figure = tmp_path / "curve.png"
     figure.write_bytes(b"PNG")
@@ -632,6 +636,7 @@ def test_server_dies_and_comes_back(tmp_path: Path, free_port: int, monkeypatch:
 
 
 @pytest.mark.slow
+@pytest.mark.chaos("MLflow gone for good", allowed="the run ends well, says degraded; replayed once later")
 def test_server_that_stays_away(
     tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,8 @@ print(job.id, is_new)
 """
 
 
-def test_twenty_identical_submits_at_once_are_one_job() -> None:
+@pytest.mark.chaos("20 identical submits at once", allowed="1 job")
+def test_twenty_identical_submits_at_once_are_one_job(reached: Callable[[str], None]) -> None:
     command = [sys.executable, "-c", SUBMIT]
     pipe = subprocess.PIPE
     begun = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(20)]
@@ -50,6 +52,7 @@ def test_twenty_identical_submits_at_once_are_one_job() -> None:
     assert sorted(is_new for _, is_new in told) == ["False"] * 19 + ["True"]
     with Ledger() as book:
         assert len(book.jobs()) == 1
+    reached(f"{len({job_id for job_id, _ in told})} job")
 
 
 def race(job: Job, state: str, barrier: threading.Barrier, won: list[str]) -> None:
@@ -59,7 +62,8 @@ def race(job: Job, state: str, barrier: threading.Barrier, won: list[str]) -> No
             won.append(state)
 
 
-def test_a_cancel_that_races_the_finish_gives_one_end() -> None:
+@pytest.mark.chaos("cancel races the finish, 100 times", allowed="one end state each")
+def test_a_cancel_that_races_the_finish_gives_one_end(reached: Callable[[str], None]) -> None:
     ends = []
     for _ in range(100):
         with Ledger() as book:
@@ -77,6 +81,7 @@ def test_a_cancel_that_races_the_finish_gives_one_end() -> None:
             assert [event["state"] for event in book.events(job.id) if event["state"] in ENDS] == won
         ends += won
     assert len(ends) == 100
+    reached(f"{ends.count(SUCCEEDED)} SUCCEEDED, {ends.count(STOPPED)} STOPPED")
 
 
 def test_a_waiting_job_is_stopped_at_once_and_a_running_one_is_asked() -> None:

@@ -117,6 +117,7 @@ def assert_whole(home: Path, study: str, before: list[FrozenTrial]) -> None:
         assert float(run.data.params["optimizer.lr"]) == pytest.approx(trial.params["optimizer.lr"])
 
 
+@pytest.mark.chaos("kill -9 of a study", allowed="it goes on where it was")
 def test_a_killed_study_goes_on(tmp_path: Path) -> None:
     process = start(tmp_path, *LONG, "study=killed")
     until_some_ended(process)
