@@ -27,10 +27,18 @@ from neurofleet.launch.size import bounds
 Parts = dict[str, Any]  # fields of an Order
 
 
-def submit(pipeline: str, overrides: Sequence[str], *, key: str | None = None, priority: int = 0) -> Job:
+def submit(
+    pipeline: str,
+    overrides: Sequence[str],
+    *,
+    key: str | None = None,
+    priority: int = 0,
+    time_limit: float | None = None,
+) -> Job:
     """Check an order, open its run, and put it into the ledger.
 
-    key: a name; whoever submits the same under the same name gets the same job
+    key:        a name; whoever submits the same under the same name gets the same job
+    time_limit: seconds that its attempts may run, all together
 
     Raises:
         UserError: a mistake in the overrides; more asked for than the cluster has; no platform is up.
@@ -50,6 +58,7 @@ def submit(pipeline: str, overrides: Sequence[str], *, key: str | None = None, p
                 arguments=list(overrides),
                 project=str(paths.project()),
                 environment=launch.passed_on(),
+                time_limit=time_limit,
                 **prepared(jobs.address()),
             ),
             key=key,

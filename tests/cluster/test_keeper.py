@@ -18,10 +18,22 @@ import pytest
 
 from neurofleet.cluster import attempts, board, keeper, logs, webhook
 from neurofleet.cluster.engine import Seen
-from neurofleet.cluster.job import FAILED, PREEMPTED, RUNNING, STOPPED, SUBMITTED, SUCCEEDED, Job, Order, folder
+from neurofleet.cluster.job import (
+    FAILED,
+    PREEMPTED,
+    RUNNING,
+    STOPPED,
+    SUBMITTED,
+    SUCCEEDED,
+    TIMED_OUT,
+    Job,
+    Order,
+    folder,
+    seconds,
+)
 from neurofleet.cluster.keeper import Keeper
 from neurofleet.cluster.ledger import Ledger
-from neurofleet.errors import UnreachableError
+from neurofleet.errors import ConfigError, UnreachableError
 
 ORDER = Order("train", ["family=mlp"], ["true"], "/", what="mlp on digits")
 
@@ -169,6 +181,70 @@ def test_a_job_that_ended_before_it_could_be_stopped_keeps_its_end(stage: Stage)
     stage.keeper.turn()
     stage.book.ask_stop(stage.job(job_id))
     assert stage.die(job_id, Seen("SUCCEEDED", 0)) == SUCCEEDED
+
+
+def ran_for(stage: Stage, job_id: str, seconds: float) -> None:
+    """As if the attempt that runs had begun so long ago."""
+    began = time.time() - seconds
+    stage.book.connection.execute("UPDATE attempts SET began = ? WHERE job = ? AND ended IS NULL", (began, job_id))
+
+
+def test_a_job_whose_time_is_up_gets_one_sigterm_and_is_timed_out(stage: Stage) -> None:
+    job_id, other = stage.submit(time_limit=60.0), stage.submit()
+    stage.keeper.turn()
+    for one in (job_id, other):
+        ran_for(stage, one, 50.0)
+    stage.keeper.turn()
+    assert stage.cluster.stopped == []
+    for one in (job_id, other):
+        ran_for(stage, one, 60.0)
+    for _ in range(3):
+        stage.keeper.turn()
+    assert stage.cluster.stopped == [f"{job_id}-1"]
+    assert stage.die(job_id, Seen("STOPPED"), said("StoppedError", exit_code=143)) == TIMED_OUT
+    told = board.details(job_id)
+    assert told["cause"]["text"] == "the time limit of 60 s was reached; no checkpoint was saved"
+    assert told["next"] == f"to go on from the last checkpoint for as long again: neurofleet jobs retry {job_id}"
+    assert [event["text"] for event in told["events"]][-2:] == ["its time is up: asked to stop", told["cause"]["text"]]
+    assert stage.book.seconds_run(stage.book.retry(stage.job(job_id))) == 0.0
+    assert stage.job(other).state == RUNNING
+
+
+def test_what_a_job_waits_is_not_of_its_time_and_what_it_ran_before_is(stage: Stage) -> None:
+    job_id = stage.submit(time_limit=60.0)
+    stage.keeper.turn()
+    ran_for(stage, job_id, 40.0)
+    assert stage.die(job_id, Seen("FAILED", -9)) == PREEMPTED
+    stage.book.connection.execute("UPDATE attempts SET began = began - 100, ended = ended - 100")  # it waits
+    stage.keeper.turn()
+    assert stage.cluster.stopped == []
+    ran_for(stage, job_id, 20.0)
+    stage.keeper.turn()
+    assert stage.cluster.stopped == [f"{job_id}-2"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "told", "state"),
+    [
+        (Seen("SUCCEEDED", 0), None, SUCCEEDED),
+        (Seen("FAILED", 2), said("ConfigError", exit_code=2), FAILED),
+        (Seen("FAILED", -9), None, TIMED_OUT),  # there is no time left to go on in
+    ],
+)
+def test_a_job_that_ends_while_its_time_is_up_ends_as_itself(
+    stage: Stage, seen: Seen, told: dict[str, Any] | None, state: str
+) -> None:
+    job_id = stage.submit(time_limit=60.0)
+    stage.keeper.turn()
+    ran_for(stage, job_id, 60.0)
+    assert stage.die(job_id, seen, told) == state
+
+
+def test_durations() -> None:
+    assert [seconds(text) for text in ("90s", "30m", "1h30m", "2d", "1d1s")] == [90, 1800, 5400, 172800, 86401]
+    for text in ("", "90", "0s", "1.5h", "m", "-5s", "1m1h", "5 s"):
+        with pytest.raises(ConfigError, match=f"needs a duration like 90s, .*got '{text}'"):
+            seconds(text)
 
 
 def test_a_head_that_is_gone_cuts_its_jobs_which_wait_for_the_next_one(

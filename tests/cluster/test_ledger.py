@@ -116,7 +116,7 @@ def test_retry_opens_what_ended_badly_with_a_fresh_budget() -> None:
     with Ledger() as book:
         job = book.begin(book.submit(ORDER)[0])
         assert job is not None
-        with pytest.raises(errors.ConfigError, match=f"retry needs a job that FAILED .*{job.id}, which is RUNNING"):
+        with pytest.raises(errors.ConfigError, match=f"retry needs a job that FAILED, .*{job.id}, which is RUNNING"):
             book.retry(job)
         book.close(job, FAILED, {"kind": "error", "exit_code": 1})
         again = book.retry(book.find(job.id))

@@ -12,12 +12,19 @@ from typing import Any
 from neurofleet import progress
 from neurofleet.cluster import logs
 from neurofleet.cluster.causes import ADVICE
-from neurofleet.cluster.job import ENDS, FAILED, PREEMPTED, RUNNING, Job
+from neurofleet.cluster.job import ENDS, FAILED, PREEMPTED, RUNNING, TIMED_OUT, Job
 from neurofleet.cluster.keeper import runs_of
 from neurofleet.cluster.ledger import Ledger
 from neurofleet.progress import Progress
 
-COLOURS = {"SUCCEEDED": 32, "FAILED": 31, "RUNNING": 36, "STOPPED": 33, "PREEMPTED": 33}  # of a terminal
+COLOURS = {
+    "SUCCEEDED": 32,
+    "FAILED": 31,
+    "RUNNING": 36,
+    "STOPPED": 33,
+    "PREEMPTED": 33,
+    "TIMED_OUT": 31,
+}  # of a terminal
 TITLES = ("id", "pipeline", "experiment", "state", "progress", "eta", "age", "run")
 STATE, WIDEST = TITLES.index("state"), 48
 SHOWN = 20  # ended jobs in the table, unless all are asked for
@@ -47,6 +54,7 @@ def row(job: Job) -> dict[str, Any]:
         "experiment": job.order.what,
         "state": job.state,
         "priority": job.priority,
+        "time_limit": job.order.time_limit,
         "attempts": job.attempts,
         "step": None if seen is None else seen.step,
         "num_steps": None if seen is None else seen.num_steps,
@@ -65,7 +73,7 @@ def details(job_id: str) -> dict[str, Any]:
     with Ledger() as book:
         job = book.find(job_id)
         events, tried = book.events(job.id), book.causes(job)
-    died = job.state in (FAILED, PREEMPTED) and bool(job.cause)
+    died = job.state in (FAILED, PREEMPTED, TIMED_OUT) and bool(job.cause)
     return row(job) | {
         "project": job.order.project,
         "log": str(logs.path(job.id)),
@@ -78,7 +86,7 @@ def details(job_id: str) -> dict[str, Any]:
 
 
 def _advice(job: Job) -> str | None:
-    if job.state == FAILED:
+    if job.state in (FAILED, TIMED_OUT):
         return ADVICE[job.cause["kind"]].format(id=job.id)
     if job.state == "STOPPED":
         return f"to go on from the last checkpoint: neurofleet jobs retry {job.id}"
@@ -158,7 +166,7 @@ def print_details(job: dict[str, Any]) -> None:
         print(f"\n{'cause':12} {cause['kind']}{by}{step}\n{'':12} {_words(cause)}")
         if cause["traceback"]:
             print(f"\n{cause['traceback']}")
-    if job["state"] in (FAILED, PREEMPTED) and job["last_lines"]:
+    if job["state"] in (FAILED, PREEMPTED, TIMED_OUT) and job["last_lines"]:
         print("\nlast lines of the log")
         print("\n".join(f"  {line}" for line in job["last_lines"]))
     if job["next"]:

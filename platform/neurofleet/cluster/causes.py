@@ -7,6 +7,7 @@ memory       a process was killed for memory, or could get none     tried again,
 unreachable  a server did not answer                                tried again, later each time
 preempted    SIGTERM: the machine wants its place back              goes on, as often as it takes
 lost         a process, worker, node or the cluster's head is gone  goes on, as often as it takes
+time         it ran as long as `submit --time-limit` lets it        TIMED_OUT
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from neurofleet import paths
 
 USER, ERROR, MEMORY, UNREACHABLE = "user", "error", "memory", "unreachable"
-PREEMPTED, LOST = "preempted", "lost"
+PREEMPTED, LOST, TIME = "preempted", "lost", "time"
 OUT_OF_MEMORY = re.compile(r"OutOfMemory|MemoryError|out of memory|Cannot allocate memory", re.IGNORECASE)
 # What workers say of a partner that is gone.
 PARTNER_LOST = re.compile(r"[Cc]onnection (reset|closed) by peer|remote process exited")
@@ -31,6 +32,7 @@ ADVICE = {
     MEMORY: "lower data.batch_size or the size of the network, or take a machine with more memory",
     UNREACHABLE: "see that the server runs (neurofleet status), then: neurofleet jobs retry {id}",
     PREEMPTED: "neurofleet jobs retry {id} goes on from the last checkpoint",
+    TIME: "to go on from the last checkpoint for as long again: neurofleet jobs retry {id}",
     LOST: "see the machine's log for what killed it, then: neurofleet jobs retry {id}",
 }
 
@@ -101,6 +103,13 @@ def _said(said: dict[str, Any], step: int | None) -> Cause:
         kind = MEMORY
     place = f"step {said['step']}" if said["step"] is not None else _place(own)
     return Cause(kind, text, error, place, step, said["exit_code"], str(said["raised_by"]), own)
+
+
+def timed_out(cause: Cause, limit: float) -> Cause:
+    """What an attempt died of that was ended because the job's time was up."""
+    saved = "no checkpoint was saved" if cause.step is None else f"the last checkpoint is of step {cause.step}"
+    text = f"the time limit of {limit:g} s was reached; {saved}"
+    return dataclasses.replace(cause, kind=TIME, text=text, error="", place="", traceback="")
 
 
 def last_traceback(log: str) -> str:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 from neurofleet import paths
+from neurofleet.errors import ConfigError
 
 SUBMITTED, RUNNING, PREEMPTED = "SUBMITTED", "RUNNING", "PREEMPTED"
-SUCCEEDED, FAILED, STOPPED = "SUCCEEDED", "FAILED", "STOPPED"
-WAITING, ENDS = (SUBMITTED, PREEMPTED), (SUCCEEDED, FAILED, STOPPED)
+SUCCEEDED, FAILED, STOPPED, TIMED_OUT = "SUCCEEDED", "FAILED", "STOPPED", "TIMED_OUT"
+WAITING, ENDS = (SUBMITTED, PREEMPTED), (SUCCEEDED, FAILED, STOPPED, TIMED_OUT)
+SIZES = (86400.0, 3600.0, 60.0, 1.0)  # seconds of a day, an hour, a minute, a second
+DURATION = re.compile(r"(?=\d)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Order:
     what:                the experiment in words
     environment:         of the attempts, beside what the cluster gives
     address:             of the cluster; empty for the platform's own
+    time_limit:          seconds that its attempts may run, all together
     """
 
     pipeline: str
@@ -39,6 +44,7 @@ class Order:
     own_gpus: float = 0.0
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     address: str = ""
+    time_limit: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +76,19 @@ class Job:
 def folder(job_id: str) -> Path:
     """Of one job: log.txt and what its attempts said in the end."""
     return paths.home() / "jobs" / job_id
+
+
+def seconds(text: str) -> float:
+    """What a duration like 90s, 30m or 1h30m comes to.
+
+    Raises:
+        ConfigError: it is none, or zero.
+    """
+    found = DURATION.fullmatch(text)
+    total = 0.0 if found is None else sum(int(n or 0) * size for n, size in zip(found.groups(), SIZES, strict=True))
+    if not total:
+        raise ConfigError(f"a time limit needs a duration like 90s, 30m, 1h30m or 2d, got {text!r}; name its units")
+    return total
 
 
 def from_row(row: sqlite3.Row) -> Job:

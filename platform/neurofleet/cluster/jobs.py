@@ -122,7 +122,7 @@ def exit_code(job: Job) -> int:
     if job.state == SUCCEEDED:
         return 0
     code = job.exit_code if job.exit_code is not None and job.exit_code > 0 else 1
-    print(f"job {job.id} {job.state.lower()}" + (f" with exit code {code}" if job.exit_code else ""))
+    print(f"job {job.id} {job.state.lower().replace('_', ' ')}" + (f" with exit code {code}" if job.exit_code else ""))
     print(f"why, and what to do: neurofleet jobs show {job.id}", flush=True)
     return code
 

@@ -20,9 +20,9 @@ from typing import Any
 from neurofleet import paths
 from neurofleet.cluster import attempts, causes, ledger, logs, webhook
 from neurofleet.cluster.engine import Engine, Seen
-from neurofleet.cluster.job import FAILED, RUNNING, STOPPED, SUCCEEDED, Job, Order, folder
+from neurofleet.cluster.job import ENDS, FAILED, RUNNING, STOPPED, SUCCEEDED, TIMED_OUT, Job, Order, folder
 from neurofleet.cluster.ledger import Ledger
-from neurofleet.cluster.retries import decide
+from neurofleet.cluster.retries import Decision, decide
 from neurofleet.errors import UnreachableError
 
 PAUSE = 0.25  # seconds between two looks
@@ -153,9 +153,15 @@ class Keeper:
         seen = engine.look(job.submission)
         if seen.has_ended:
             self.finish(job, seen)
-        elif job.stop_asked and job.submission not in self._stopped:
+        elif (job.stop_asked or self._is_late(job)) and job.submission not in self._stopped:
             self._stopped.add(job.submission)
+            if not job.stop_asked:
+                self.book.note(job, "its time is up: asked to stop")
             engine.stop(job.submission)
+
+    def _is_late(self, job: Job) -> bool:
+        limit = job.order.time_limit
+        return limit is not None and self.book.seconds_run(job) >= limit
 
     def finish(self, job: Job, seen: Seen) -> None:
         """The attempt is over: what becomes of the job."""
@@ -166,15 +172,19 @@ class Keeper:
             self.book.close(job, SUCCEEDED, {"exit_code": 0}, progress=progress)
             say(f"{job.submission}: {SUCCEEDED}")
             return
+        late = self._is_late(job)  # before what is left of it takes its time to end
         attempts.end_leftovers(job.submission)
-        cause = self._cause(job, seen).to_dict()
+        cause = self._cause(job, seen)
         if job.stop_asked or seen.status == "STOPPED":
-            state, text, delay = STOPPED, "", 0.0
+            decision = Decision(STOPPED, "")
         else:
-            decision = decide([*self.book.causes(job), cause])
-            state, text, delay = decision.state, decision.text, decision.delay
-        self.book.close(job, state, cause, text=text, delay=delay, progress=progress)
-        say(f"{job.submission}: {state} {cause['kind']}: {text or cause['text']}")
+            decision = decide([*self.book.causes(job), cause.to_dict()])
+        if late and not job.stop_asked and (decision.state == STOPPED or decision.state not in ENDS):
+            cause = causes.timed_out(cause, job.order.time_limit or 0.0)
+            decision = Decision(TIMED_OUT, cause.text)
+        state, text = decision.state, decision.text
+        self.book.close(job, state, cause.to_dict(), text=text, delay=decision.delay, progress=progress)
+        say(f"{job.submission}: {state} {cause.kind}: {text or cause.text}")
 
     def _cause(self, job: Job, seen: Seen) -> causes.Cause:
         before = self._oom_kills.pop(job.id, None)

@@ -3,8 +3,8 @@
 It is sqlite, so that it outlives Ray, the platform and the machine's power.  Every change is one transaction, every
 change of state a compare-and-set: of two that would end a job one does, whoever they are.
 
-    SUBMITTED ──> RUNNING ──> SUCCEEDED | FAILED | STOPPED         an end, written once; `retry` alone opens it again
-        ^            │
+    SUBMITTED ──> RUNNING ──> SUCCEEDED | FAILED | STOPPED | TIMED_OUT
+        ^            │           an end, written once; `retry` alone opens it again
         └─ PREEMPTED <┘  cut from outside, waits to go on          (after an error of its own it waits as SUBMITTED)
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from neurofleet import paths
-from neurofleet.cluster.job import ENDS, FAILED, RUNNING, STOPPED, SUBMITTED, WAITING, Job, Order, from_row
+from neurofleet.cluster.job import ENDS, RUNNING, STOPPED, SUBMITTED, SUCCEEDED, WAITING, Job, Order, from_row
 from neurofleet.errors import ConfigError, nearest
 
 PATIENCE = 60.0  # seconds to wait for another process's transaction
@@ -126,8 +126,13 @@ class Ledger:
 
     def unconcluded(self) -> list[Job]:
         """Jobs whose end nobody has been told of."""
-        rows = self.connection.execute("SELECT * FROM jobs WHERE concluded = 0 AND state IN (?, ?, ?)", ENDS)
+        rows = self.connection.execute("SELECT * FROM jobs WHERE concluded = 0 AND state IN (?, ?, ?, ?)", ENDS)
         return [from_row(row) for row in rows]
+
+    def seconds_run(self, job: Job) -> float:
+        """How long its attempts have run since it was submitted or retried by hand, what it waited left out."""
+        question = "SELECT sum(coalesce(ended, ?) - began) FROM attempts WHERE job = ? AND number > ?"
+        return float(self.connection.execute(question, (time.time(), job.id, job.forgiven)).fetchone()[0] or 0.0)
 
     def causes(self, job: Job) -> list[dict[str, Any]]:
         """What the attempts died of that did, since it was submitted or retried by hand."""
@@ -236,11 +241,13 @@ class Ledger:
         with self._transaction() as connection:
             done = connection.execute(
                 "UPDATE jobs SET state = ?, ended = NULL, exit_code = NULL, stop_asked = 0, concluded = 0, "
-                "not_before = 0, forgiven = attempts, cause = '{}' WHERE id = ? AND state IN (?, ?)",
-                (SUBMITTED, job.id, FAILED, STOPPED),
+                "not_before = 0, forgiven = attempts, cause = '{}' WHERE id = ? AND state IN (?, ?, ?)",
+                (SUBMITTED, job.id, *(end for end in ENDS if end != SUCCEEDED)),
             )
             if done.rowcount != 1:
-                raise ConfigError(f"retry needs a job that FAILED or was STOPPED, got {job.id}, which is {job.state}")
+                raise ConfigError(
+                    f"retry needs a job that FAILED, TIMED_OUT or was STOPPED, got {job.id}, which is {job.state}"
+                )
             _note(connection, job.id, SUBMITTED, "retried by hand")
         return self.find(job.id)
 

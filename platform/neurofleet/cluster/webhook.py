@@ -18,7 +18,7 @@ TIMEOUT = 10.0  # seconds
 def text(job: Job) -> str:
     """One line of Slack's own markup."""
     lasted = f" after {(job.ended or 0) - job.submitted:.0f} s" if job.ended else ""
-    why = f": {job.cause['text']}" if job.state == "FAILED" and job.cause else ""
+    why = f": {job.cause['text']}" if job.state in ("FAILED", "TIMED_OUT") and job.cause else ""
     line = f"*{job.id}* {job.state}{lasted} ({job.order.what or job.order.pipeline}){why}"
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
