@@ -186,8 +186,7 @@ def platform_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         yield up
 
 
-@pytest.fixture(scope="module")
-def platform_to_break(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """For the tests of one file that end parts of it."""
-    with running_platform(tmp_path_factory.mktemp("broken")) as up:
-        yield up
+@pytest.fixture(scope="session")
+def start_platform() -> Callable[[Path], contextlib.AbstractContextManager[Up]]:
+    """For the tests of one file that end parts of theirs; takes its home."""
+    return running_platform

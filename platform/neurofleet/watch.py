@@ -5,6 +5,7 @@ It acts between chunks of steps, never within one.  A Lightning epoch is one rou
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import threading
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
@@ -28,6 +30,7 @@ from neurofleet.progress import Bar, Progress
 from neurofleet.steps import Chunk
 
 CHECKPOINTS = "checkpoints"  # in a run's folder
+STOP = ".stop"  # beside it: the number of the signal that the driver of workers got
 Row = tuple[int, float, dict[str, float]]
 
 
@@ -61,6 +64,7 @@ class Watch(pl.Callback):
         description: str,
     ) -> None:
         self.folder = folder / CHECKPOINTS
+        self._stop = folder / STOP
         self.experiment_digest = experiment_digest
         self.loader = loader
         self.tracker = tracker
@@ -156,6 +160,8 @@ class Watch(pl.Callback):
             )
 
     def _save_if_due(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if dist.is_initialized():
+            self._agree_on_signal(module.device)
         if self._signal is not None:
             self.save(trainer, module)
             raise StoppedError(f"stopped by {signal.Signals(self._signal).name} at step {self.step}", self._signal)
@@ -165,6 +171,15 @@ class Watch(pl.Callback):
             by_time and not checkpoint.is_sharded(module)
         ):  # workers' clocks differ, and shards need every worker
             self.save(trainer, module)
+
+    def _agree_on_signal(self, device: torch.device) -> None:
+        """Rank 0 looks what the driver was sent, and all workers stop at the same step: shards are saved together."""
+        if self.writer and self._signal is None:
+            with contextlib.suppress(OSError, ValueError):  # there is no driver, or it is writing
+                self._signal = int(self._stop.read_text())
+        told = torch.tensor(self._signal or 0, device=device)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        self._signal = int(told) or None
 
     def _show(self, *, force: bool = False) -> None:
         if self.bar is None:

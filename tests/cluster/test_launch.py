@@ -230,7 +230,7 @@ def test_the_first_error_is_the_cause() -> None:
     lost.__dict__["raised_at"], diverged.__dict__["raised_at"] = 2.0, 1.0
     assert workers._cause(Failed(lost, diverged)) is diverged
     died = workers._cause(Failed(OSError("The actor died\nwith a long story")))
-    assert (type(died), str(died)) == (LostWorkerError, "a worker died (OSError): The actor died")
+    assert (type(died), str(died)) == (LostWorkerError, "worker 0 died (OSError): The actor died")
 
 
 def test_a_worker_that_is_killed_counts_more_than_its_partners_complaint() -> None:
@@ -238,7 +238,7 @@ def test_a_worker_that_is_killed_counts_more_than_its_partners_complaint() -> No
     for error in (complaint, bug):
         error.__dict__["raised_at"] = 1.0
     died = workers._cause(Failed(complaint, OSError("The actor died")))
-    assert (type(died), str(died)) == (LostWorkerError, "a worker died (OSError): The actor died")
+    assert (type(died), str(died)) == (LostWorkerError, "worker 1 died (OSError): The actor died")
     assert workers._cause(Failed(bug, OSError("The actor died"))) is bug
     assert workers._cause(Failed(complaint)) is complaint
 

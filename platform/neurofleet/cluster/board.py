@@ -17,14 +17,8 @@ from neurofleet.cluster.keeper import runs_of
 from neurofleet.cluster.ledger import Ledger
 from neurofleet.progress import Progress
 
-COLOURS = {
-    "SUCCEEDED": 32,
-    "FAILED": 31,
-    "RUNNING": 36,
-    "STOPPED": 33,
-    "PREEMPTED": 33,
-    "TIMED_OUT": 31,
-}  # of a terminal
+# Of a terminal.
+COLOURS = {"SUCCEEDED": 32, "FAILED": 31, "RUNNING": 36, "STOPPED": 33, "PREEMPTED": 33, "TIMED_OUT": 31}
 TITLES = ("id", "pipeline", "experiment", "state", "progress", "eta", "age", "run")
 STATE, WIDEST = TITLES.index("state"), 48
 SHOWN = 20  # ended jobs in the table, unless all are asked for

@@ -8,9 +8,11 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import psutil
+
 from neurofleet.cluster import state
 from neurofleet.errors import UnreachableError
-from neurofleet.launch import authentication, cluster_nodes, is_open
+from neurofleet.launch import authentication, cluster_nodes, is_open, running
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -48,9 +50,13 @@ class Engine:
         import ray.job_submission  # noqa: F401
 
     def is_gone(self) -> bool:
-        """Whether the platform's head is dead, and all that ran on it."""
+        """Whether the platform's head is dead, and all that ran on it: its GCS, or its raylet, which runs it."""
+        if self.address:
+            return False
         platform = state.load()
-        return not self.address and (platform is None or not is_open(platform.ray.address))
+        if platform is None or not is_open(platform.ray.address):
+            return True
+        return not any(_name(process).startswith("raylet") for process in running(platform.ray.processes))
 
     def client(self) -> JobSubmissionClient:
         platform = None if self.address else state.load()
@@ -117,6 +123,13 @@ class Engine:
     def _away(self, error: Exception) -> UnreachableError:
         self._client = None
         return UnreachableError(f"Ray at {self._connected_to} does not answer ({_first_line(error)})")
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _first_line(error: Exception) -> str:

@@ -143,7 +143,7 @@ def keeper(platform: Platform) -> Server:
         environment=_environment(f"{platform.mark}-keeper") | {LOOPBACK: "0"},
         log=paths.home() / "logs" / "keeper.log",
         ready=is_kept,
-        patience=60,
+        patience=120,
         goes_on=True,
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurofleet import paths
-from neurofleet.data.digest import folder_digest
+from neurofleet.data.digest import folder_digest, locked_digests
 from neurofleet.data.splits import STAGES
 from neurofleet.errors import DataError, nearest
 from neurofleet.spec import DataSpec
@@ -73,22 +73,6 @@ def load_spec(name: str) -> DataSpec:
         return DataSpec.load(path)
     except json.JSONDecodeError as error:
         raise DataError(f"{path} needs to be JSON: {error}; make it again with: {remedy(name)}") from error
-
-
-def locked_digests() -> dict[str, str]:
-    """The digest of each dataset in the project's `dvc.lock`; empty where there is none (outside a checkout)."""
-    path = paths.project() / "dvc.lock"
-    if not path.is_file():
-        return {}
-    import yaml
-
-    stages = yaml.safe_load(path.read_text())["stages"]
-    outs = (out for stage in stages.values() for out in stage.get("outs", ()))
-    return {
-        Path(out["path"]).name: out["md5"].removesuffix(".dir")
-        for out in outs
-        if Path(out["path"]).parent == Path("data")
-    }
 
 
 def listing() -> list[dict[str, Any]]:

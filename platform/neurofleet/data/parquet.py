@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from neurofleet.data import catalog, codec, inputs, splits, tables
-from neurofleet.data.digest import folder_digest
+from neurofleet.data.digest import folder_digest, need_locked
 from neurofleet.errors import ConfigError, DataError, MismatchError
 from neurofleet.spec import DataSpec
 
@@ -84,8 +84,14 @@ class ParquetDataModule(LightningDataModule):
 
     @cached_property
     def digest(self) -> str:
-        """The dataset's digest, as in `dvc.lock`; it does not depend on `split`."""
-        return folder_digest(self.folder)
+        """The dataset's digest, as in `dvc.lock`; it does not depend on `split`.
+
+        Raises:
+            DataError: it is one of the project's, and its files are not those of `dvc.lock`.
+        """
+        digest = folder_digest(self.folder)
+        need_locked(self.folder.name, self.folder, digest)
+        return digest
 
     @cached_property
     def spec(self) -> DataSpec:

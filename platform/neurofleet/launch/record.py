@@ -43,6 +43,7 @@ def recorded(
     tags:     of a new run, beside those that follow from its experiment
     """
     experiment, spec, data = planned.experiment, planned.data.spec, planned.data
+    digest = data.digest  # refuses what was changed behind DVC's back, also where a run goes on
     with contextlib.ExitStack() as held:
         if resume is None:
             tracker = Tracker.start(
@@ -69,7 +70,7 @@ def recorded(
             tracker.set_tags(_tags(planned))
         if begins:
             num_rows = sum(spec.num_rows.values())
-            tracker.log_dataset(spec.name, data.digest, str(data.folder), spec.to_dict(), num_rows)
+            tracker.log_dataset(spec.name, digest, str(data.folder), spec.to_dict(), num_rows)
         yield tracker, folder
         for path in (folder / name for name in ARTIFACTS):
             tracker.log_artifact(path)

@@ -24,10 +24,12 @@ from neurofleet.errors import ConfigError, LostWorkerError, NeurofleetError, Res
 from neurofleet.launch.connection import bundle, connected, environment, passed_on
 from neurofleet.launch.relay import relayed
 from neurofleet.launch.size import bounds
+from neurofleet.launch.stopping import stopping
 
 # Ray's own switches; whoever sets one in the environment keeps it.
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # for a worker that hangs or was stopped; Ray's is ten minutes
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would show every line twice
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more; nobody drains the nodes of a local cluster
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -119,7 +121,8 @@ def attempt(
             logging_config=train.LoggingConfig(log_level="CRITICAL"),  # errors come back as exceptions
         ),
     )
-    return _fit(trainer)
+    with stopping(folder):
+        return _fit(trainer)
 
 
 def _guarded(config: dict[str, Any]) -> Any:
@@ -162,7 +165,7 @@ def _fit(trainer: Any) -> Any:
     except TrainingFailedError as error:
         raise _cause(error) from None
     except SystemExit as ended:
-        if ended.code == signal.SIGTERM:  # whose handler `ray.init` replaces
+        if ended.code == signal.SIGTERM:  # outside the main thread, where Ray's own handler is at work
             raise StoppedError("stopped by SIGTERM", signal.SIGTERM) from None
         raise KeyboardInterrupt from None
     finally:
@@ -175,17 +178,24 @@ def _cause(error: Any) -> NeurofleetError:
 
     A worker that is killed says nothing, and its partners complain of the connection: then it is the one that counts.
     """
-    failures = [getattr(failure, "_base_exc", failure) for failure in getattr(error, "worker_failures", {}).values()]
-    ours = [failure for failure in failures if isinstance(failure, NeurofleetError)]
+    found = getattr(error, "worker_failures", {})
+    failures = {rank: getattr(failure, "_base_exc", failure) for rank, failure in found.items()}
+    ours = [failure for failure in failures.values() if isinstance(failure, NeurofleetError)]
     silent = len(ours) < len(failures)
     if ours and not (silent and all(PARTNER_LOST.search(str(failure)) for failure in ours)):
         return min(ours, key=lambda failure: getattr(failure, "raised_at", math.inf))
-    strangers = [failure for failure in failures if not isinstance(failure, NeurofleetError)]
-    lost = strangers[0] if strangers else getattr(error, "controller_failure", error)
+    strangers = [(f"worker {rank}", one) for rank, one in failures.items() if not isinstance(one, NeurofleetError)]
+    who, lost = strangers[0] if strangers else ("a worker", getattr(error, "controller_failure", error))
     lines = [line for line in str(lost).splitlines() if line.strip()] or [type(lost).__name__]
     if "startup timed out" in lines[0]:
         return ResourceError(f"the workers' CPUs or GPUs did not become free in time: {lines[0]}")
-    return LostWorkerError(f"a worker died ({type(lost).__name__}): {lines[0]}")
+    if type(lost).__name__ == "WorkerHealthCheckTimeoutError":
+        seconds = settings()["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"]
+        named = LostWorkerError(f"{who} did not answer for {seconds} s: stopped, hung, or cut off")
+    else:
+        named = LostWorkerError(f"{who} died ({type(lost).__name__}): {lines[0]}")
+    named.__dict__["raised_by"] = who
+    return named
 
 
 def worker_environment(launcher: Mapping[str, Any], loopback: bool) -> dict[str, str]:
