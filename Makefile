@@ -86,6 +86,10 @@ bench: data ## training speed against a plain PyTorch loop and stock Lightning: 
 bench-study: data ## a study against stock Ray Tune and a plain loop: one table
 	python tests/benchmarks/study_speed.py
 
+.PHONY: bench-jobs
+bench-jobs: data ## what a job costs beside its training, against plain Ray: one table
+	python tests/benchmarks/jobs_speed.py
+
 .PHONY: bench-transfer
 bench-transfer: data ## frozen features and the loading of a base: one table each
 	python tests/benchmarks/transfer_speed.py

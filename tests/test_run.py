@@ -382,6 +382,24 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     assert history(tmp_path / "whole") == history(tmp_path / "cut")
 
 
+@pytest.mark.chaos("a run goes on elsewhere while its cut-off writer trains", allowed="the old writer is refused")
+def test_a_writer_whose_run_goes_on_elsewhere_is_refused(compose: Callable[..., Experiment], tmp_path: Path) -> None:
+    experiment = compose(*MLP, "trainer.log_every_n_steps=10", "trainer.checkpoint.every_n_steps=5")
+    run(experiment, folder=tmp_path / "whole")
+    folder = tmp_path / "cut"
+
+    def elsewhere(step: int) -> None:
+        if step == 10:  # another process has resumed it from here
+            shutil.copytree(folder, tmp_path / "other")
+            run(experiment, folder=tmp_path / "other", resume=True)
+            shutil.copytree(tmp_path / "other", folder, dirs_exist_ok=True)
+
+    with pytest.raises(CheckpointError, match="one process at a time writes the checkpoints of a run"):
+        run(experiment, folder=folder, tracker=Notes(then=elsewhere))
+    run(experiment, folder=folder, resume=True)
+    assert difference(tmp_path / "whole", folder) == 0
+
+
 def test_a_second_signal_does_not_wait(compose: Callable[..., Experiment], tmp_path: Path) -> None:
     def twice(step: int) -> None:
         os.kill(os.getpid(), signal.SIGINT)

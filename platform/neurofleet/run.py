@@ -132,6 +132,7 @@ def run(experiment: Experiment, *, tracker: Log | None = None, folder: Path, res
         family.start_together(watch.loader.tensors)
         if group.size > 1 and experiment["launcher"].get("strategy") == "fsdp":
             workers.shard(family, group)
+        watch.claim()
         if resume and checkpoint.exists(watch.folder):
             watch.restore(family, *checkpoint.load(watch.folder))
         if not watch.finished:

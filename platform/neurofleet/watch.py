@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import secrets
 import signal
 import threading
 import time
@@ -30,6 +31,7 @@ from neurofleet.progress import Bar, Progress
 from neurofleet.steps import Chunk
 
 CHECKPOINTS = "checkpoints"  # in a run's folder
+WRITER = ".writer"  # beside it: who writes checkpoints
 STOP = ".stop"  # beside it: the number of the signal that the driver of workers got
 Row = tuple[int, float, dict[str, float]]
 
@@ -65,6 +67,8 @@ class Watch(pl.Callback):
     ) -> None:
         self.folder = folder / CHECKPOINTS
         self._stop = folder / STOP
+        self._claim = folder / WRITER
+        self._name = secrets.token_hex(8)
         self.experiment_digest = experiment_digest
         self.loader = loader
         self.tracker = tracker
@@ -215,7 +219,20 @@ class Watch(pl.Callback):
             "stopper": None if self.stopper is None else _plain(self.stopper.state_dict()),
         }
         if self.writer:
+            self._need_claim()
             checkpoint.save(self.folder, self.step, tensors, state, keep_last=self.keep_last)
+
+    def claim(self) -> None:
+        """From now on this process writes the run's checkpoints: one that was cut off from its cluster, and trains on
+        while the run goes on elsewhere, is refused."""
+        if self.writer:
+            checkpoint.write(self._claim, self._name.encode())
+
+    def _need_claim(self) -> None:
+        if self._claim.read_text() != self._name:
+            raise CheckpointError(
+                f"one process at a time writes the checkpoints of a run; {self.folder} has another now"
+            )
 
     def restore(self, module: Family, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Everything but the optimizer's state, which exists only once the fit has begun."""

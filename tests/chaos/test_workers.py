@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import re
 import time
@@ -118,8 +119,8 @@ def endless(platform: Any) -> Job:
 def until_it_trains(job: Job) -> int:
     """Wait for steps that the running attempt has made itself; its number."""
     number = wait_for(lambda: jobs.find(job.id).attempts if state(job) == "RUNNING" else 0)
-    begin = f"{logs.ATTEMPT}{number}:" if number > 1 else ""
-    wait_for(lambda: "progress step=" in (logs.end(job.id).rpartition(begin)[2] if begin in logs.end(job.id) else ""))
+    begin = f"{logs.ATTEMPT}{number}:" if number > 1 else "starting"
+    wait_for(lambda: "progress step=" in logs.end(job.id).partition(begin)[2])
     return int(number)
 
 
@@ -242,6 +243,48 @@ def test_a_deterministic_crash_is_not_tried_on_and_on(
     assert "the same error twice" in told["events"][-1]["text"]
     assert "site-packages" not in told["cause"]["traceback"]
     assert "crash.py" in told["cause"]["traceback"]
+
+
+EAT = """
+import os
+with open({group!r} + "/cgroup.procs", "w") as procs:
+    procs.write(str(os.getpid()))
+eaten = []
+while True:
+    eaten.append(bytearray(8 << 20))
+"""
+
+
+@pytest.fixture
+def small_memory() -> Iterator[Path]:
+    """A control group of 200 MB below this process's own, where the keeper is, too."""
+    groups = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    if "memory" not in groups:
+        pytest.skip(
+            "needs version 1 of control groups for memory: in version 2 a group with processes has none below it"
+        )
+    group = Path("/sys/fs/cgroup/memory") / groups["memory"].lstrip("/") / f"neurofleet-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    (group / "memory.limit_in_bytes").write_text(str(200 << 20))
+    yield group
+    group.rmdir()
+
+
+@pytest.mark.chaos("OOM in a memory cgroup", allowed="reason memory, 2 attempts, the head alive")
+def test_a_job_that_eats_its_memory(
+    small_memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: Callable[[str], None]
+) -> None:
+    own_pipeline(tmp_path, monkeypatch, "eat", EAT.format(group=str(small_memory)))
+    job = submit("eat", [])
+    assert jobs.follow(job.id) != 0
+    told = board.details(job.id)
+    head = cluster.status()["ray"]["up"]
+    reached(f"{told['attempts_ended']}, {told['state']}, head up: {head}; {told['cause']['text']}")
+    assert told["attempts_ended"] == ["memory", "memory"]
+    assert (told["state"], head) == ("FAILED", True)
 
 
 def own_pipeline(project: Path, patch: pytest.MonkeyPatch, name: str, code: str) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import http.server
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -294,6 +295,32 @@ def test_what_is_left_of_an_attempt_is_ended_before_the_next(stage: Stage) -> No
         for child in (left, other):
             child.kill()
             child.communicate()
+
+
+@pytest.mark.parametrize(("code", "state"), [(0, SUCCEEDED), (2, FAILED), (None, PREEMPTED)])
+def test_what_ended_while_the_head_died_has_ended(stage: Stage, code: int | None, state: str, tmp_path: Path) -> None:
+    script = "import sys; sys.exit(int(sys.argv[1]))"
+    job_id = stage.submit(command=[sys.executable, "-c", script, str(code)], project=str(tmp_path))
+    stage.keeper.turn()
+    if code is not None:
+        ended = subprocess.run(["sh", "-c", attempts.entrypoint(stage.job(job_id))], check=False)
+        assert ended.returncode == code
+    assert stage.die(job_id, Seen("UNKNOWN", message="the cluster's head is gone")) == state
+    assert stage.job(job_id).exit_code == code
+
+
+def test_a_signal_is_for_the_command_and_its_exit_code_is_kept(stage: Stage, tmp_path: Path) -> None:
+    script = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); print('up', flush=True)"
+    )
+    job_id = stage.submit(command=[sys.executable, "-c", f"{script}; time.sleep(60)"], project=str(tmp_path))
+    stage.keeper.turn()
+    job = stage.job(job_id)
+    shell = subprocess.Popen(["sh", "-c", attempts.entrypoint(job)], start_new_session=True)
+    wait_for(lambda: logs.end(job_id) == "up\n")
+    os.killpg(shell.pid, signal.SIGTERM)
+    assert shell.wait(timeout=20) == 143
+    assert attempts.exit_code(job) == 143
 
 
 @pytest.fixture

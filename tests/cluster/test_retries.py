@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +92,39 @@ def test_else_its_exit_code_tells(exit_code: int | None, oom_kill: bool, kind: s
         said=None, exit_code=exit_code, message="the head is gone", log="last words", step=None, oom_kill=oom_kill
     )
     assert (found.kind, found.exit_code) == (kind, shown)
+
+
+def test_a_worker_that_the_system_killed_for_memory_is_told_as_such() -> None:
+    lost = said("LostWorkerError", "worker 1 died (ActorDiedError): SIGKILL")
+    for oom_kill, kind in ((True, MEMORY), (False, LOST)):
+        found = causes.classify(said=lost, exit_code=1, message="", log="", step=3, oom_kill=oom_kill)
+        assert found.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/job\n", {"job/memory.events": "low 0\noom_kill 3\n"}, 3),
+        ("0::/job\n", {}, 0),
+        (
+            "4:memory:/job\n0::/\n",
+            {
+                "memory/job/memory.oom_control": "under_oom 0\noom_kill 1\n",
+                "memory/job/below/memory.oom_control": "oom_kill 2\n",
+                "memory/other/memory.oom_control": "oom_kill 9\n",
+            },
+            3,
+        ),
+        ("nonsense", {}, 0),
+    ],
+)
+def test_memory_kills_are_counted(groups: str, files: dict[str, str], expected: int, tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text(groups)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert causes.num_oom_kills(tmp_path / "cgroup", tmp_path) == expected
+    assert causes.num_oom_kills(tmp_path / "absent", tmp_path) == 0
 
 
 LOG = f"""before

@@ -20,9 +20,23 @@ GRACE = 15.0  # seconds for what is left of one, from SIGTERM to SIGKILL
 
 
 def entrypoint(job: Job) -> str:
-    """Its command for a shell."""
-    command = f"cd {shlex.quote(job.order.project)} && exec {shlex.join(job.order.command)}"
-    return f"{command} >> {shlex.quote(str(logs.path(job.id)))} 2>&1"
+    """Its command for a shell, which leaves its exit code on disk: a head that dies just then knows none."""
+    log, ended, project = (shlex.quote(str(one)) for one in (logs.path(job.id), _ended(job), job.order.project))
+    # A signal is for the command; the trap is not inherited, and keeps the shell until the command has ended.
+    command = f"trap : INT TERM; cd {project} && {shlex.join(job.order.command)} >> {log} 2>&1"
+    return f"{command}; code=$?; echo $code > {ended}; exit $code"
+
+
+def exit_code(job: Job) -> int | None:
+    """Of the last attempt, as its shell left it; None where it died first."""
+    try:
+        return int(_ended(job).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _ended(job: Job) -> Path:
+    return folder(job.id) / f"attempt-{job.attempts}.exit"
 
 
 def environment(job: Job) -> dict[str, str]:

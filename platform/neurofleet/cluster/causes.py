@@ -67,7 +67,8 @@ def classify(
     oom_kill:  whether the system killed a process for memory meanwhile
     """
     if said is not None:
-        return _said(said, step)
+        told = _said(said, step)
+        return dataclasses.replace(told, kind=MEMORY) if oom_kill and told.kind == LOST else told
     code = None if exit_code is None else -exit_code if exit_code < 0 else exit_code - 128 if exit_code > 128 else 0
     shell_code = exit_code if exit_code is None or exit_code >= 0 else 128 - exit_code
     if oom_kill and (code == SIGKILL or exit_code is None):
@@ -162,13 +163,26 @@ def read_outcome(path: Path) -> dict[str, Any] | None:
 
 
 def num_oom_kills(process_cgroup: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """How many processes the system has killed for memory in this process's control group, as far as it tells."""
+    """How many processes the system has killed for memory in this process's control group and those below it, as far
+    as it tells.  Version 2 adds up by itself; version 1 counts each group alone."""
     try:
-        group = process_cgroup.read_text().splitlines()[-1].rpartition(":")[2]
-        events = (root / group.lstrip("/") / "memory.events").read_text()
-    except (OSError, IndexError):
+        groups = {
+            name: path for _, name, path in (one.split(":", 2) for one in process_cgroup.read_text().splitlines())
+        }
+    except (OSError, ValueError):
         return 0
-    return int(next((line.split()[1] for line in events.splitlines() if line.startswith("oom_kill ")), 0))
+    files = [root / groups[""].lstrip("/") / "memory.events"] if "" in groups else []
+    if "memory" in groups:
+        files += (root / "memory" / groups["memory"].lstrip("/")).rglob("memory.oom_control")
+    return sum(_oom_kills(file) for file in files)
+
+
+def _oom_kills(file: Path) -> int:
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return 0
+    return int(next((line.split()[1] for line in lines if line.startswith("oom_kill ")), 0))
 
 
 def checkpoint_step(run_folder: Path) -> int | None:

@@ -168,12 +168,14 @@ class Keeper:
         self._gone_since.pop(job.id, None)
         last = logs.last_progress(job.id)
         progress = None if last is None else last.line()
+        late = self._is_late(job)  # before what is left of it takes its time to end
+        if seen.status != "SUCCEEDED":
+            attempts.end_leftovers(job.submission)
+            seen = _corrected(job, seen)
         if seen.status == "SUCCEEDED":
             self.book.close(job, SUCCEEDED, {"exit_code": 0}, progress=progress)
             say(f"{job.submission}: {SUCCEEDED}")
             return
-        late = self._is_late(job)  # before what is left of it takes its time to end
-        attempts.end_leftovers(job.submission)
         cause = self._cause(job, seen)
         if job.stop_asked or seen.status == "STOPPED":
             decision = Decision(STOPPED, "")
@@ -208,6 +210,12 @@ class Keeper:
             self._settling[job.id] = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
         webhook.notify(job)
         self.book.conclude(job)
+
+
+def _corrected(job: Job, seen: Seen) -> Seen:
+    """What Ray has seen of an attempt, with the exit code that its shell left where Ray knows none."""
+    code = attempts.exit_code(job) if seen.exit_code is None and seen.status != "STOPPED" else None
+    return seen if code is None else Seen("SUCCEEDED" if code == 0 else "FAILED", code, seen.message)
 
 
 def runs_of(job: Job) -> list[str]:

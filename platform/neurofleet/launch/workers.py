@@ -24,7 +24,6 @@ from neurofleet.errors import ConfigError, LostWorkerError, NeurofleetError, Res
 from neurofleet.launch.connection import bundle, connected, environment, passed_on
 from neurofleet.launch.relay import relayed
 from neurofleet.launch.size import bounds
-from neurofleet.launch.stopping import stopping
 
 # Ray's own switches; whoever sets one in the environment keeps it.
 SETTINGS = {
@@ -104,6 +103,8 @@ def attempt(
     """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from neurofleet.launch.stopping import stopping  # with torch, which a look at the list of jobs does not need
 
     train: Any = ray.train  # mypy sees the classes of v1
     trainer = TorchTrainer(
