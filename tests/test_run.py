@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from neurofleet import checkpoint, counter
@@ -24,7 +25,7 @@ from neurofleet import experiment as experiments
 from neurofleet.data import EnvironmentDataModule
 from neurofleet.errors import CheckpointError, ConfigError, DivergedError, StoppedError
 from neurofleet.run import Result, plan, run
-from neurofleet.watch import Row
+from neurofleet.watch import STOP, Row
 
 Experiment = dict[str, Any]
 QUICK = ["trainer.precision=64-true", "trainer.max_epochs=2", "trainer.checkpoint.every_n_minutes=null"]
@@ -380,6 +381,26 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     run(experiment, folder=tmp_path / "cut", resume=True)
     assert difference(tmp_path / "whole", tmp_path / "cut") == 0
     assert history(tmp_path / "whole") == history(tmp_path / "cut")
+
+
+def test_workers_whose_driver_is_told_to_stop_leave_a_checkpoint(
+    compose: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    """A group of one: that all of a larger one stop at the same step is what the chaos suite sees on Ray."""
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    notes = Notes(then=lambda step: (folder / STOP).write_text("15") if step == 10 else None)
+    experiment = compose(
+        *MLP, "trainer.max_epochs=4", "trainer.log_every_n_steps=10", "trainer.check_val_every_n_epoch=4"
+    )
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        with pytest.raises(StoppedError, match=r"stopped by SIGTERM at step \d+") as info:
+            run(experiment, folder=folder, tracker=notes)
+    finally:
+        dist.destroy_process_group()
+    assert info.value.exit_code == 143
+    assert 10 < checkpoint.load(folder / "checkpoints")[1]["step"] <= 18
 
 
 @pytest.mark.chaos("a run goes on elsewhere while its cut-off writer trains", allowed="the old writer is refused")

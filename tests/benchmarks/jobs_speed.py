@@ -156,7 +156,7 @@ def state(job_id: str) -> str:
 
 def listing(home: Path) -> tuple[float, float]:
     """Wall and CPU seconds of `neurofleet jobs --all` with 1,000 jobs that have ended, each with its log."""
-    from neurofleet.cluster.job import Order, SUCCEEDED
+    from neurofleet.cluster.job import SUCCEEDED, Order
     from neurofleet.cluster.ledger import Ledger
 
     os.environ["NEUROFLEET_HOME"] = str(home)

@@ -54,7 +54,10 @@ def end_leftovers(submission: str) -> None:
     found = [process for process in psutil.process_iter() if is_of(process, submission)]
     for process in found:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
+            if process.status() == psutil.STATUS_STOPPED:  # it would hear of SIGTERM when it goes on
+                process.kill()
+            else:
+                process.terminate()
     _, stubborn = psutil.wait_procs(found, timeout=GRACE)
     for process in stubborn:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
@@ -12,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 table = pd.read_parquet(Path(sys.argv[2]) / "train.parquet")
-inputs = torch.tensor(table.iloc[:, :-1].to_numpy("float32"))
-targets = torch.tensor(pd.factorize(table.iloc[:, -1], sort=True)[0])
+inputs = torch.tensor(np.stack(table["image"]), dtype=torch.float32)
+targets = torch.tensor(table["digit"].to_numpy())
 
 
 class Perceptron(pl.LightningModule):
