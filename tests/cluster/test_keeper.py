@@ -191,7 +191,7 @@ def ran_for(stage: Stage, job_id: str, seconds: float) -> None:
 
 
 def test_a_job_whose_time_is_up_gets_one_sigterm_and_is_timed_out(stage: Stage) -> None:
-    job_id, other = stage.submit(time_limit=60.0), stage.submit()
+    job_id, other = stage.submit(time_limit=60.0, run_id="0" * 32), stage.submit()
     stage.keeper.turn()
     for one in (job_id, other):
         ran_for(stage, one, 50.0)

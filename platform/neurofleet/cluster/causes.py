@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from neurofleet import paths
+from neurofleet.cluster.job import Order
 
 USER, ERROR, MEMORY, UNREACHABLE = "user", "error", "memory", "unreachable"
 PREEMPTED, LOST, TIME = "preempted", "lost", "time"
@@ -106,10 +107,12 @@ def _said(said: dict[str, Any], step: int | None) -> Cause:
     return Cause(kind, text, error, place, step, said["exit_code"], str(said["raised_by"]), own)
 
 
-def timed_out(cause: Cause, limit: float) -> Cause:
+def timed_out(cause: Cause, order: Order) -> Cause:
     """What an attempt died of that was ended because the job's time was up."""
-    saved = "no checkpoint was saved" if cause.step is None else f"the last checkpoint is of step {cause.step}"
-    text = f"the time limit of {limit:g} s was reached; {saved}"
+    text = f"the time limit of {order.time_limit:g} s was reached"
+    if order.run_id is not None:
+        saved = "no checkpoint was saved" if cause.step is None else f"the last checkpoint is of step {cause.step}"
+        text = f"{text}; {saved}"
     return dataclasses.replace(cause, kind=TIME, text=text, error="", place="", traceback="")
 
 

@@ -182,7 +182,7 @@ class Keeper:
         else:
             decision = decide([*self.book.causes(job), cause.to_dict()])
         if late and not job.stop_asked and (decision.state == STOPPED or decision.state not in ENDS):
-            cause = causes.timed_out(cause, job.order.time_limit or 0.0)
+            cause = causes.timed_out(cause, job.order)
             decision = Decision(TIMED_OUT, cause.text)
         state, text = decision.state, decision.text
         self.book.close(job, state, cause.to_dict(), text=text, delay=decision.delay, progress=progress)
@@ -214,8 +214,11 @@ class Keeper:
 
 def _corrected(job: Job, seen: Seen) -> Seen:
     """What Ray has seen of an attempt, with the exit code that its shell left where Ray knows none."""
-    code = attempts.exit_code(job) if seen.exit_code is None and seen.status != "STOPPED" else None
-    return seen if code is None else Seen("SUCCEEDED" if code == 0 else "FAILED", code, seen.message)
+    code = attempts.exit_code(job) if seen.exit_code is None else None
+    if code is None:
+        return seen
+    status = "STOPPED" if seen.status == "STOPPED" else "SUCCEEDED" if code == 0 else "FAILED"
+    return Seen(status, code, seen.message)
 
 
 def runs_of(job: Job) -> list[str]:
