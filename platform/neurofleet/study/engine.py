@@ -223,9 +223,8 @@ class Engine:
         self._num_over += 1
 
     def _keep(self, best: Report) -> None:
-        values = self._values[best.number]
-        text = self.composer.experiment_file(values)
-        self.opened.keep(self._experiments[best.number], best, self.composer.overrides(values), text)
+        values, experiment = self._values[best.number], self._experiments[best.number]
+        self.opened.keep(experiment, best, self.composer.overrides(values), self.composer.experiment_file(values))
 
     def _overrides(self, number: int) -> list[str]:
         return self.composer.overrides(storage.values(self.composer.space, self._trial(number).params))
