@@ -162,17 +162,6 @@ def running_platform(home: Path) -> Iterator[Up]:
     from neurofleet.cluster import state
     from neurofleet.cluster.status import resources
 
-    if os.environ.get("CHAOS_DEV"):
-        os.environ.update(
-            launch.authentication()
-            | {
-                launch.LOOPBACK: "0",
-                "NEUROFLEET_HOME": os.environ["CHAOS_DEV"],
-                "RAY_AUTH_TOKEN_PATH": os.environ["CHAOS_DEV"] + "/ray_token",
-            }
-        )
-        yield Up(2)
-        return
     launch.ensure_token()
     token = paths.home() / "ray_token"
     with pytest.MonkeyPatch.context() as patch:

@@ -15,13 +15,11 @@ import mlflow
 import psutil
 import pytest
 
-from neurofleet import checkpoint, cluster, paths, tracking
-from neurofleet import experiment as experiments
+from neurofleet import cluster, paths, tracking
 from neurofleet.cluster import attempts, board, causes, jobs, logs, processes
 from neurofleet.cluster import state as clusters
 from neurofleet.cluster.job import Job
 from neurofleet.cluster.ledger import Ledger
-from neurofleet.run import run
 from neurofleet.submit import submit
 from neurofleet.tracking import records
 
@@ -39,7 +37,7 @@ SETTINGS += [
 ]
 
 
-KILLED = f"finished, {INTERVAL} steps made again each, no orphan after 30 s, 1 run"
+KILLED = f"finished, {INTERVAL} steps made again each, no orphan after 30 s, 1 run, an undisturbed one's weights"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -238,7 +236,7 @@ def test_a_deterministic_crash_is_not_tried_on_and_on(
     job = submit("crash", [])
     assert jobs.follow(job.id) == 1
     told = board.details(job.id)
-    reached(f"{told['attempts']} attempts, {told['state']}, {told['events'][-1]['text']}")
+    reached(f"{told['attempts']} attempts, {told['state']}, {told['cause']['text']}")
     assert (told["attempts"], told["state"]) == (2, "FAILED")
     assert "the same error twice" in told["events"][-1]["text"]
     assert "site-packages" not in told["cause"]["traceback"]
@@ -301,9 +299,7 @@ def own_pipeline(project: Path, patch: pytest.MonkeyPatch, name: str, code: str)
         pytest.param(20, marks=pytest.mark.chaos("kill -9 of a rank at 20 random steps", allowed=KILLED, long=True)),
     ],
 )
-def test_killed_ranks_cost_a_checkpoint_interval_each(
-    num_kills: int, tmp_path: Path, reached: Callable[[str], None]
-) -> None:
+def test_killed_ranks_cost_a_checkpoint_interval_each(num_kills: int, reached: Callable[[str], None]) -> None:
     chance = random.Random(num_kills)
     num_epochs = 10 * (num_kills + 1)  # of 40 steps
     settings = [f"trainer.max_epochs={num_epochs}", "family.hidden=[256,256]", f"name=killed{num_kills}"]
@@ -321,19 +317,18 @@ def test_killed_ranks_cost_a_checkpoint_interval_each(
     wasted = steps_made_again(job)
     with Ledger() as book:
         kinds = [one["kind"] for one in book.causes(jobs.find(job.id))]
-    alone = [one for one in SETTINGS if not one.startswith("launcher")]
-    undisturbed = run(experiments.compose([*alone, *settings]), folder=tmp_path)
-    difference = furthest(tmp_path, paths.run(job.order.run_id or ""))
+    whole = submit("train", [*SETTINGS, *settings])
+    assert jobs.follow(whole.id) == 0
+    same = weights(job) == weights(whole)
     reached(
         f"{len(kinds)} cuts, {max(wasted)} steps made again at most (mean {sum(wasted) / len(wasted):.0f}), "
-        f"nothing left after {orphans:.1f} s, {len(runs_of(job))} run, weights within {difference:.0e}"
+        f"nothing left after {orphans:.1f} s, weights {'those' if same else 'not those'} of an undisturbed run"
     )
     assert kinds == ["lost"] * num_kills
     assert len(wasted) == num_kills
     assert max(wasted) <= INTERVAL
-    assert undisturbed.num_steps == 40 * num_epochs
-    assert difference < 1e-9
-    assert runs_of(job) == [(job.order.run_id, "FINISHED")]
+    assert same, "bit for bit, on as many workers"
+    assert sorted(runs_of(job)) == sorted([(job.order.run_id, "FINISHED"), (whole.order.run_id, "FINISHED")])
 
 
 def steps_made_again(job: Job) -> list[int]:
@@ -357,6 +352,5 @@ def points(line: bytes) -> list[records.Point]:
         return []
 
 
-def furthest(first: Path, second: Path) -> float:
-    left, right = (checkpoint.decode((one / "weights.safetensors").read_bytes())[0] for one in (first, second))
-    return max(float((left[name] - right[name]).abs().max()) for name in left)
+def weights(job: Job) -> bytes:
+    return (paths.run(job.order.run_id or "") / "weights.safetensors").read_bytes()

@@ -261,6 +261,17 @@ def test_sigterm_and_ctrl_c_are_told_apart_whatever_ray_does_with_them() -> None
         workers._fit(Interrupted(0))
 
 
+def test_a_controller_that_dies_is_no_error_of_the_run() -> None:
+    import ray.exceptions
+
+    class Cut:
+        def fit(self) -> None:
+            raise ray.exceptions.ActorDiedError("it was killed")
+
+    with pytest.raises(LostWorkerError, match=r"the controller of the workers died \(ActorDiedError\)"):
+        workers._fit(Cut())
+
+
 # Functions for the workers; Ray carries them by value since tests are no package.
 def summed(task: dict[str, Any]) -> dict[str, Any]:
     import os

@@ -158,6 +158,7 @@ def guarded(who: str) -> Iterator[None]:
 
 def _fit(trainer: Any) -> Any:
     """Ray Train's own Ctrl-C handler ends the process with code 0 and stays installed: neither is wanted."""
+    from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
     interrupt = signal.getsignal(signal.SIGINT)
@@ -165,6 +166,9 @@ def _fit(trainer: Any) -> Any:
         return trainer.fit().return_value
     except TrainingFailedError as error:
         raise _cause(error) from None
+    except RayActorError as error:
+        first = next(iter(str(error).splitlines()), "")
+        raise LostWorkerError(f"the controller of the workers died ({type(error).__name__}): {first}") from None
     except SystemExit as ended:
         if ended.code == signal.SIGTERM:  # outside the main thread, where Ray's own handler is at work
             raise StoppedError("stopped by SIGTERM", signal.SIGTERM) from None
