@@ -266,7 +266,7 @@ def test_a_controller_that_dies_is_no_error_of_the_run() -> None:
 
     class Cut:
         def fit(self) -> None:
-            raise ray.exceptions.ActorDiedError("it was killed")
+            raise ray.exceptions.ActorDiedError
 
     with pytest.raises(LostWorkerError, match=r"the controller of the workers died \(ActorDiedError\)"):
         workers._fit(Cut())
