@@ -23,7 +23,7 @@ from neurofleet import errors
 from neurofleet.errors import NeurofleetError, UnreachableError, UserError
 from neurofleet.tracking import records
 from neurofleet.tracking.opening import SETTINGS, create_run, find_run
-from neurofleet.tracking.store import censored, check_reachable, prepare_store, shown, sqlite_file, store_uri
+from neurofleet.tracking.store import artifact_root, censored, check_reachable, prepare_store, shown, sqlite_file, store_uri
 
 SHIP_SECONDS = 1.0
 SYSTEM_SECONDS = 5.0
@@ -259,6 +259,7 @@ def open_ahead(uri: str) -> None:
 
     database = sqlite_file(uri)
     if database is not None and database.is_file() and database.stat().st_size > 0:
+        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = str(artifact_root())
         with contextlib.suppress(MlflowException):
             mlflow.MlflowClient(uri, uri).get_experiment("0")
 
