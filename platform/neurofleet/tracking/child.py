@@ -23,7 +23,15 @@ from neurofleet import errors
 from neurofleet.errors import NeurofleetError, UnreachableError, UserError
 from neurofleet.tracking import records
 from neurofleet.tracking.opening import SETTINGS, create_run, find_run
-from neurofleet.tracking.store import artifact_root, censored, check_reachable, prepare_store, shown, sqlite_file, store_uri
+from neurofleet.tracking.store import (
+    artifact_root,
+    censored,
+    check_reachable,
+    prepare_store,
+    shown,
+    sqlite_file,
+    store_uri,
+)
 
 SHIP_SECONDS = 1.0
 SYSTEM_SECONDS = 5.0
