@@ -13,9 +13,10 @@ K trials, P numbers of one trial's parameters, G rows of one group, C numbers of
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -45,6 +46,11 @@ class _Block:
     parameters: range
     displacement: Tensor  # [G, C]
     optimizer: torch.optim.Optimizer
+
+    @functools.cached_property
+    def step(self) -> Callable[[torch.optim.Optimizer], Any]:
+        """The optimizer's own, without the profiler's wrapper."""
+        return inspect.unwrap(type(self.optimizer).step)
 
 
 class StackedOptimizer:
@@ -80,7 +86,10 @@ class StackedOptimizer:
     def _flat(self, first: int, gradients: Sequence[Tensor]) -> Tensor:
         """[K, C] by one copy, whatever the layout of each."""
         size = sum(self.sizes[first : first + len(gradients)])
-        flat = torch.empty(len(self.weights), size, dtype=self.weights.dtype, device=self.weights.device)
+        if (first, size) not in self._flats:
+            flat = torch.empty(len(self.weights), size, dtype=self.weights.dtype, device=self.weights.device)
+            self._flats[first, size] = flat
+        flat = self._flats[first, size]
         for part, one in zip(
             flat.split([gradient[0].numel() for gradient in gradients], dim=1), gradients, strict=True
         ):
@@ -117,19 +126,18 @@ class StackedOptimizer:
         columns = slice(self._ends[parameters.start], self._ends[parameters.stop])
         weights = self.weights[:, columns]
         decoupled = self.configs[0]["_target_"] in DECOUPLED
-        decay_K1 = None if self._decay is None else self._decay.to(weights.dtype).unsqueeze(1)
-        if decay_K1 is not None and not decoupled:
-            gradient = torch.addcmul(gradient, weights, decay_K1)
+        if self._decay_K1 is not None and not decoupled:
+            gradient = torch.addcmul(gradient, weights, self._decay_K1)
         rates_K1 = rates_K.to(weights.dtype).unsqueeze(1)
         for block in self._blocks:
             if block.parameters == parameters:
                 rows = block.rows
-                if decay_K1 is not None and decoupled:
-                    torch.mul(weights[rows], -decay_K1[rows], out=block.displacement)
+                if self._decay_K1 is not None and decoupled:
+                    torch.mul(weights[rows], self._decay_K1[rows].neg(), out=block.displacement)
                 else:
                     block.displacement.zero_()
                 block.displacement.grad = gradient[rows]
-                inspect.unwrap(type(block.optimizer).step)(block.optimizer)  # without the profiler's wrapper
+                block.step(block.optimizer)
                 weights[rows].addcmul_(block.displacement, rates_K1[rows])
 
     # How rows are divided among optimizers.
@@ -139,9 +147,10 @@ class StackedOptimizer:
         device, dtype = self.weights.device, self.weights.dtype
         values = {name: [float(config[name]) for config in self.configs] for name in ("lr", "weight_decay")}
         self._rates = torch.tensor(values["lr"], dtype=torch.float64, device=device)
-        decay = torch.tensor(values["weight_decay"], dtype=torch.float64, device=device)
-        self._decay = decay if any(values["weight_decay"]) else None
+        decay_K1 = torch.tensor(values["weight_decay"], dtype=torch.float64, device=device).to(dtype).unsqueeze(1)
+        self._decay_K1 = decay_K1 if any(values["weight_decay"]) else None
         self._blocks = []
+        self._flats: dict[tuple[int, int], Tensor] = {}  # for the gradients, step after step
         first = 0
         for _, group in groupby(self.configs, _group):
             rows = slice(first, first := first + len(list(group)))
