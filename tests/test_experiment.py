@@ -266,7 +266,7 @@ def built(override: str) -> Any:
         ("trainer.max_epochs=abc", r"^trainer\.max_epochs needs int, got 'abc'"),
         ("trainer.max_epochs=1.5", r"^trainer\.max_epochs needs int, got 1\.5"),
         ("trainer.gradient_clip_val=big", r"^trainer\.gradient_clip_val needs float or NoneType, got 'big'"),
-        ("trainer.register=3", r"^trainer\.register needs bool, got 3"),
+        ("trainer.register=3", r"^trainer\.register needs bool or str, got 3"),
     ],
 )
 def test_a_wrong_value_is_a_config_error(override: str, message: str) -> None:

@@ -134,7 +134,7 @@ def test_what_a_run_reports_is_true(compose: Callable[..., Experiment], tmp_path
     assert experiments.load(tmp_path / "experiment.yaml") == compose(*MLP)
     assert {path.name for path in tmp_path.iterdir()} == {
         "experiment.yaml", "spec.json", "checkpoints", "weights.safetensors", "predictions.safetensors",
-        "exhibits.safetensors", "history.json",
+        "exhibits.safetensors", "history.json", ".writer",
     }  # fmt: skip
 
 
@@ -384,7 +384,7 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(
 
 
 def test_workers_whose_driver_is_told_to_stop_leave_a_checkpoint(
-    compose: Callable[..., Experiment], tmp_path: Path
+    compose: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A group of one: that all of a larger one stop at the same step is what the chaos suite sees on Ray."""
     folder = tmp_path / "cut"
@@ -393,6 +393,8 @@ def test_workers_whose_driver_is_told_to_stop_leave_a_checkpoint(
     experiment = compose(
         *MLP, "trainer.max_epochs=4", "trainer.log_every_n_steps=10", "trainer.check_val_every_n_epoch=4"
     )
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
+        monkeypatch.setenv(name, str(value))
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
         with pytest.raises(StoppedError, match=r"stopped by SIGTERM at step \d+") as info:
