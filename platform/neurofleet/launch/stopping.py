@@ -31,6 +31,7 @@ def stopping(folder: Path) -> Iterator[None]:
         yield
         return
     file = folder / STOP
+    folder.mkdir(parents=True, exist_ok=True)
     # Empty, not absent: a network's disk remembers for half a minute that there is no such file.
     file.write_text("")
     late: list[threading.Timer] = []
